@@ -1,0 +1,401 @@
+"""Per-image augmentation of uint8 batches, on the device that holds them: flip, crop, RandAugment, erasing.
+
+`draw` makes every random number for n images on the CPU; `apply` draws none. All that `draw` returns has
+leading dimension n, so slices (micro-batches, devices) give bit-identical images. Here C counts channels, and s
+is a level divided by 10, negative where timm would negate the operation's argument.
+
+Operations, levels and erasing follow timm 1.0.31 (`rand-m9-mstd0.5-inc1`), whose pixels are Pillow's; crops
+follow torchvision; the policies are LiVT's and DeiT-LT's. Two differences from timm, for speed:
+
+1. Photometric operations come first, at source resolution; timm crops and resizes before any operation.
+2. Rotation, shear, translation and crop compose into one affine map, sampled once; timm resamples at each.
+   What an operation moves in from outside the crop is the dataset mean, as in timm.
+
+Sampling does not antialias, so keep sources within about 1.5 times the model's size (crops smaller than the
+model's input, as CIFAR's always are, need none). Bicubic has torch's a = -.75; Pillow and `evaluate` have -.5.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+Stats = Sequence[float]  # one entry per channel
+ATTEMPTS = 10  # proposals per box, as in timm and torchvision
+ERASE_AREA, ERASE_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # timm RandomErasing
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What may happen to an image, and how it is normalised.
+
+    Args:
+        size: output height and width in pixels.
+        mean, std: one entry per channel, for pixels scaled to 0..1.
+        crop: "none" stretches the source to `size`; "resized" is RandomResizedCrop by `scale` and `ratio`;
+            "padded" shifts by up to `pad` source pixels, black coming in (as torchvision's RandomCrop with
+            fill 0, before normalisation), and stretches to `size` if the source has another.
+        scale, ratio: range of the crop's area and aspect ratio, as fractions of the source's own.
+        flip: probability of a horizontal flip.
+        ops: RandAugment's operations by timm's names; `num_ops` are drawn with replacement, each is applied
+            with `op_prob`. A repeated name is drawn more often.
+        magnitude, magnitude_std: mean and sd of the level, which is clipped to 0..10.
+        erase: probability of filling one box with normal noise after normalisation (timm's "pixel" mode).
+        interpolation: "bilinear" or "bicubic", wherever a pixel is resampled.
+    """
+
+    size: int
+    mean: Stats
+    std: Stats
+    crop: str = "none"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    pad: int = 4
+    flip: float = 0.5
+    ops: tuple[str, ...] = ()
+    num_ops: int = 2
+    op_prob: float = 0.5
+    magnitude: float = 9.0
+    magnitude_std: float = 0.5
+    erase: float = 0.0
+    interpolation: str = "bilinear"
+
+    def __post_init__(self):
+        unknown = [name for name in self.ops if name not in OPS]
+        checks = {
+            f"size is {self.size}: give the output's pixels, at least 1": self.size >= 1,
+            "mean and std need one entry per channel each": len(self.mean) == len(self.std) > 0,
+            f"std is {self.std}: make every entry positive": min(self.std, default=1) > 0,
+            f"no crop {self.crop!r}; known: none, resized, padded": self.crop in ("none", "resized", "padded"),
+            f"scale is {self.scale}: give 0 < low <= high <= 1": 0 < self.scale[0] <= self.scale[1] <= 1,
+            f"ratio is {self.ratio}: give 0 < low <= high": 0 < self.ratio[0] <= self.ratio[1],
+            f"pad is {self.pad}: give 0 or more pixels": self.pad >= 0,
+            f"no operation {', '.join(unknown)}; known: {', '.join(OPS)}": not unknown,
+            f"num_ops is {self.num_ops}: give 0 or more": self.num_ops >= 0,
+            f"magnitude is {self.magnitude}: give a level in 0..10": 0 <= self.magnitude <= 10,
+            f"magnitude_std is {self.magnitude_std}: give a finite sd": 0 <= self.magnitude_std < math.inf,
+            "interpolation: use bilinear or bicubic": self.interpolation in ("bilinear", "bicubic"),
+        }
+        for name in ("flip", "op_prob", "erase"):
+            checks[f"{name} is {getattr(self, name)}: give a probability"] = 0 <= getattr(self, name) <= 1
+        for message, holds in checks.items():
+            if not holds:
+                raise ValueError(message)
+
+
+def weak(size: int, mean: Stats, std: Stats, **overrides) -> Policy:
+    """The CNN teacher's: RandomCrop with 4 black pixels of padding, and flip (LDAM-DRW on CIFAR)."""
+    return replace(Policy(size, mean, std, crop="padded"), **overrides)
+
+
+def strong(size: int, mean: Stats, std: Stats, **overrides) -> Policy:
+    """The student's: RandomResizedCrop, flip, RandAugment m9 mstd.5 inc1, erasing .25 (LiVT BFT, DeiT-LT)."""
+    policy = Policy(size, mean, std, crop="resized", ops=RAND_AUGMENT, erase=0.25, interpolation="bicubic")
+    return replace(policy, **overrides)
+
+
+def mgp(size: int, mean: Stats, std: Stats, **overrides) -> Policy:
+    """Masked pre-training's: RandomResizedCrop of 20 to 100 % of the area, and flip (LiVT, MAE)."""
+    policy = Policy(size, mean, std, crop="resized", scale=(0.2, 1.0), interpolation="bicubic")
+    return replace(policy, **overrides)
+
+
+def geometric(size: int, mean: Stats, std: Stats, **overrides) -> Policy:
+    """For digits, which a flip would change: about 9 degrees, a shear of .09, a shift of 13.5 %."""
+    policy = Policy(size, mean, std, flip=0.0, ops=GEOMETRIC, magnitude=3.0, magnitude_std=1.0)
+    return replace(policy, **overrides)
+
+
+def draw(policy: Policy, n: int, generator: Generator) -> dict[str, Tensor]:
+    """All random numbers for n images, on the CPU; keys that the policy does not need are absent.
+
+    Returns:
+        flip: (n,) bool.
+        box: (n, 4) height and width as fractions, then y and x, uniform: where in the room that they leave.
+        op, level: (n, K) index into OPS, -1 where not applied; level 0..10, signed.
+        affine: (n, K, 2, 3) from output to input, in coordinates -1..1 of the cropped image.
+        erase, seed: (n, 4) top, left, height, width in output pixels, 0 high for none; (n,) of the noise.
+    """
+    uniform = partial(torch.rand, generator=generator)
+    params = {}
+    if policy.flip > 0:
+        params["flip"] = uniform(n) < policy.flip
+    if policy.crop != "none":
+        shape, _ = _propose(n, policy.scale, policy.ratio, 1.0, generator)
+        params["box"] = torch.cat([shape.clamp(max=1), uniform(n, 2)], 1)
+    if policy.ops and policy.num_ops:
+        drawn = (n, policy.num_ops)
+        codes = torch.tensor([OPS.index(name) for name in policy.ops])
+        codes = codes[torch.randint(len(codes), drawn, generator=generator)]
+        params["op"] = torch.where(uniform(drawn) < policy.op_prob, codes, -1)
+        level = policy.magnitude + policy.magnitude_std * torch.randn(drawn, generator=generator)
+        params["level"] = level.clamp(0, 10) * torch.where(uniform(drawn) < 0.5, 1, -1)
+        if not set(GEOMETRIC).isdisjoint(policy.ops):
+            params["affine"] = _affine(params["op"], params["level"] / 10)
+    if policy.erase > 0:
+        shape, fits = _propose(n, ERASE_AREA, ERASE_RATIO, 1 - 0.5 / policy.size, generator)
+        side = (shape * policy.size).round().long() * (fits & (uniform(n) < policy.erase))[:, None]
+        params["erase"] = torch.cat([_place(policy.size - side, uniform(n, 2)), side], 1)
+        params["seed"] = torch.randint(2**32, (n,), generator=generator)
+    return params
+
+
+def apply(policy: Policy, images: Tensor, params: dict[str, Tensor]) -> Tensor:
+    """Augment and normalise: uint8 (B, C, H, W), on any device, to float32 (B, C, size, size).
+
+    Args:
+        images: left unchanged. Grey is Pillow's L for C = 3 and the mean over channels otherwise, so that
+            ColorIncreasing does nothing to a single channel.
+        params: from `draw` with this policy (on the CPU), or the same slice of each.
+    """
+    _check(images, policy.mean)
+    if any(len(value) != len(images) for value in params.values()):
+        raise ValueError(f"params must describe {len(images)} images: slice every tensor as the images are")
+    if "flip" in params:  # first, for boxes and signs are symmetric: the distribution is the same
+        images = torch.where(params["flip"].to(images.device)[:, None, None, None], images.flip(-1), images)
+    if "op" in params:
+        images = _photometric(images, params["op"], params["level"] / 10)
+    out = _geometric(policy, images, params)
+    if "erase" in params:
+        _erase(out, params["erase"], params["seed"])
+    return out
+
+
+def evaluate(
+    images: Tensor, size: int, mean: Stats, std: Stats, crop: float = 1.0, interpolation: str = "bicubic"
+) -> Tensor:
+    """Test-time images: shorter side to round(size / crop), antialiased; centre crop; normalise.
+
+    uint8 (B, C, H, W) to float32 (B, C, size, size); `crop` is timm's crop_pct (.875: 224 of 256).
+    """
+    _check(images, mean)
+    if not 0 < crop <= 1:
+        raise ValueError(f"crop is {crop}: give the fraction of the side to keep, above 0 and up to 1")
+    out, short, target = images, min(images.shape[2:]), round(size / crop)
+    if short != target:
+        shape = [round(side * target / short) for side in images.shape[2:]]
+        out = F.interpolate(out.float(), shape, mode=interpolation, antialias=True).clamp_(0, 255)
+    top, left = (round((side - size) / 2) for side in out.shape[2:])
+    return _normalise(out[:, :, top : top + size, left : left + size], mean, std)
+
+
+def _check(images: Tensor, mean: Stats) -> None:
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 (B, C, H, W), not {images.dtype} {tuple(images.shape)}")
+    if images.shape[1] != len(mean):
+        raise ValueError(f"images have {images.shape[1]} channels: give mean and std as many entries")
+
+
+def _normalise(pixels: Tensor, mean: Stats, std: Stats) -> Tensor:
+    mean, std = (torch.tensor(v, dtype=torch.float32, device=pixels.device) for v in (mean, std))
+    return (pixels / 255).sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def _propose(n: int, area: tuple, ratio: tuple, limit: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """First of ATTEMPTS boxes with both sides <= limit: (n, 2) height and width, (n,) whether one fits."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    areas = torch.empty(n, ATTEMPTS).uniform_(*area, generator=generator)
+    ratios = torch.empty(n, ATTEMPTS).uniform_(low, high, generator=generator).exp()
+    shapes = torch.stack([areas / ratios, areas * ratios], 2).sqrt()  # (n, ATTEMPTS, 2)
+    fits = shapes.amax(2) <= limit
+    return shapes[torch.arange(n), fits.int().argmax(1)], fits.any(1)
+
+
+def _place(room: Tensor, where: Tensor) -> Tensor:
+    """Uniform integers in 0..room from uniform reals in 0..1."""
+    return torch.minimum((where * (room + 1)).long(), room)
+
+
+# Photometric operations: uint8 (n, C, H, W) and s (n, 1, 1, 1) to uint8, as Pillow computes them.
+
+
+def _photometric(images: Tensor, op: Tensor, s: Tensor) -> Tensor:
+    """Slot after slot, each operation on the images that drew it; `op` and `s` are (B, K) on the CPU."""
+    if not (op >= len(GEOMETRIC)).any():
+        return images
+    images = images.clone()
+    for slot in range(op.shape[1]):
+        for code in op[:, slot].unique().tolist():
+            if code >= len(GEOMETRIC):
+                rows = (op[:, slot] == code).nonzero()[:, 0]
+                argument = s[rows, slot, None, None, None].to(images.device)
+                rows = rows.to(images.device)
+                images[rows] = PHOTOMETRIC[OPS[code]](images[rows], argument)
+    return images
+
+
+def _autocontrast(x: Tensor, s: Tensor) -> Tensor:
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)  # (n, C, 1, 1)
+    stretched = ((x - low).float() * 255 / (high - low)).clamp(0, 255)
+    return torch.where(high > low, stretched, x).to(torch.uint8)  # truncates
+
+
+def _equalize(x: Tensor, s: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    values = x.reshape(n * c, h * w).long()
+    cells = values + 256 * torch.arange(n * c, device=x.device)[:, None]
+    histogram = torch.bincount(cells.flatten(), minlength=n * c * 256).view(n * c, 256)
+    step = (h * w - histogram.gather(1, values.amax(1, keepdim=True))) // 255  # the brightest level left out
+    table = ((step // 2 + histogram.cumsum(1) - histogram) // step.clamp(min=1)).clamp(max=255)
+    table = torch.where(step > 0, table, torch.arange(256, device=x.device))
+    return table.to(torch.uint8).gather(1, values).view_as(x)
+
+
+def _posterize(x: Tensor, s: Tensor) -> Tensor:
+    dropped = 4 + (s.abs() * 4).int()  # bits; all 8, so black, at level 10
+    return x & (256 - 2**dropped).to(torch.uint8)
+
+
+def _solarize(x: Tensor, s: Tensor) -> Tensor:
+    return torch.where(x < 256 - (s.abs() * 256).to(torch.int16), x, 255 - x)
+
+
+def _solarize_add(x: Tensor, s: Tensor) -> Tensor:
+    return torch.where(x < 128, x + (s.abs() * 110).to(torch.uint8), x)
+
+
+def _blend(degenerate: Tensor | int, x: Tensor, s: Tensor) -> Tensor:
+    """Pillow's enhancers: the degenerate image at factor 0, the image at 1, beyond it above."""
+    factor = (1 + 0.9 * s).clamp(min=0.1)
+    return (degenerate + (x - degenerate) * factor).clamp_(0, 255).to(torch.uint8)  # truncates
+
+
+def _grey(x: Tensor) -> Tensor:
+    """(n, 1, H, W) float: Pillow's L, or for other than three channels their rounded mean."""
+    if x.shape[1] != 3:
+        return (x.sum(1, keepdim=True) / x.shape[1] + 0.5).floor()
+    red, green, blue = x.int().split(1, dim=1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).float()
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(n, 1, 1, 1) float: the rounded mean of the grey image."""
+    total = _grey(x).sum((1, 2, 3), keepdim=True, dtype=torch.long)  # in integers, whatever the batch
+    return (total / x[0, 0].numel() + 0.5).floor()
+
+
+def _smooth(x: Tensor) -> Tensor:
+    """Pillow's SMOOTH: a 3 x 3 mean that counts the centre five times; the border stays."""
+    out = x.float()
+    if min(x.shape[2:]) > 2:
+        centre = out[:, :, 1:-1, 1:-1]
+        around = F.avg_pool2d(out, 3, stride=1, divisor_override=1)  # sums
+        centre.copy_(((around + 4 * centre) / 13 + 0.5).floor())
+    return out
+
+
+PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "AutoContrast": _autocontrast,
+    "Equalize": _equalize,
+    "Invert": lambda x, s: 255 - x,
+    "PosterizeIncreasing": _posterize,
+    "SolarizeIncreasing": _solarize,
+    "SolarizeAdd": _solarize_add,
+    "ColorIncreasing": lambda x, s: _blend(_grey(x), x, s),
+    "ContrastIncreasing": lambda x, s: _blend(_flat(x), x, s),
+    "BrightnessIncreasing": lambda x, s: _blend(0, x, s),
+    "SharpnessIncreasing": lambda x, s: _blend(_smooth(x), x, s),
+}
+GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+RAND_AUGMENT = OPS = GEOMETRIC + tuple(PHOTOMETRIC)  # timm's fifteen; `op` counts along this
+
+
+def _affine(op: Tensor, s: Tensor) -> Tensor:
+    """(n, K) to (n, K, 2, 3): where each output point comes from, in coordinates -1..1 of the cropped image.
+
+    timm's: up to 30 degrees about the centre, shear up to .3 about the top left corner, shift up to 45 %.
+    """
+    turn, shear_x, shear_y, shift_x, shift_y = (
+        torch.where(op == code, s * most, 0) for code, most in enumerate((math.pi / 6, 0.3, 0.3, 0.9, 0.9))
+    )
+    x = torch.stack([turn.cos(), shear_x - turn.sin(), shear_x + shift_x], -1)
+    y = torch.stack([shear_y + turn.sin(), turn.cos(), shear_y + shift_y], -1)
+    return torch.stack([x, y], -2)
+
+
+def _geometric(policy: Policy, images: Tensor, params: dict[str, Tensor]) -> Tensor:
+    """Crop, sample what must be sampled, normalise: uint8 (B, C, H, W) to float32 (B, C, size, size)."""
+    shape, size = images.shape[2:], policy.size
+    if policy.crop == "padded":
+        images = F.pad(images, [policy.pad] * 4)
+    box = _box(policy, images, shape, params)
+    if policy.crop == "resized" or tuple(shape) != (size, size):
+        return _sample(policy, images, box, params.get("affine"))
+    straight = images  # from here on the window has the output's size: whole shifts are copied, not sampled
+    if policy.crop == "padded":
+        rows = torch.arange(len(images), device=images.device)
+        top, left = box[:, :2].to(images.device).unbind(1)
+        straight = images.unfold(2, size, 1).unfold(3, size, 1)[rows, :, top, left]
+    out = _normalise(straight, policy.mean, policy.std)
+    if "affine" in params:
+        moved = ((params["op"] >= 0) & (params["op"] < len(GEOMETRIC))).any(1).nonzero()[:, 0]
+        rows = moved.to(images.device)
+        out[rows] = _sample(policy, images[rows], box[moved], params["affine"][moved])
+    return out
+
+
+def _box(policy: Policy, images: Tensor, shape: torch.Size, params: dict[str, Tensor]) -> Tensor:
+    """(B, 4) top, left, height, width of the window, in whole pixels of `images` (already padded)."""
+    side = torch.tensor(shape).expand(len(images), 2)
+    if policy.crop == "none":
+        return torch.cat([torch.zeros_like(side), side], 1)
+    if policy.crop == "resized":
+        side = (params["box"][:, :2] * side).round().long().clamp(min=1)
+    return torch.cat([_place(torch.tensor(images.shape[2:]) - side, params["box"][:, 2:]), side], 1)
+
+
+def _sample(policy: Policy, images: Tensor, box: Tensor, affine: Tensor | None) -> Tensor:
+    """One resampling through all maps and the crop; normalised, 0 (the mean) where a map left the crop.
+
+    Sums and products element by element: a matrix product may round differently in a smaller batch.
+    """
+    device, whole = images.device, torch.tensor(images.shape[2:])
+    line = (2 * torch.arange(policy.size, device=device) + 1) / policy.size - 1  # pixel centres
+    x, y, outside = line[None, None, :], line[None, :, None], None
+    if affine is not None:
+        for slot in reversed(affine.to(device).unbind(1)):  # from the output back: the last operation first
+            (a, b, c), (d, e, f) = (row[:, :, None, None].unbind(1) for row in slot.unbind(1))
+            x, y = a * x + b * y + c, d * x + e * y + f  # (B, size, size)
+            left = torch.maximum(x.abs(), y.abs()) > 1
+            outside = left if outside is None else outside | left
+    scale = (box[:, 2:] / whole).to(device)[:, :, None, None]
+    centre = ((2 * box[:, :2] + box[:, 2:]) / whole - 1).to(device)[:, :, None, None]
+    x, y = scale[:, 1] * x + centre[:, 1], scale[:, 0] * y + centre[:, 0]
+    grid = torch.stack(torch.broadcast_tensors(x, y), -1)  # (B, size, size, 2)
+    sample = partial(F.grid_sample, mode=policy.interpolation, padding_mode="border", align_corners=False)
+    out = _normalise(sample(images.float(), grid).clamp_(0, 255), policy.mean, policy.std)
+    return out if outside is None else out.masked_fill_(outside[:, None], 0)
+
+
+def _erase(out: Tensor, erase: Tensor, seed: Tensor) -> None:
+    """Overwrite each image's box, where it has one, with standard normal noise of its own seed, in place."""
+    rows = (erase[:, 2] * erase[:, 3]).nonzero()[:, 0]
+    top, left, height, width = erase[rows].to(out.device)[:, :, None].unbind(1)  # (n, 1) each
+    line = torch.arange(out.shape[-1], device=out.device)
+    down, across = (line >= top) & (line < top + height), (line >= left) & (line < left + width)
+    inside = (down[:, :, None] & across[:, None, :])[:, None]  # (n, 1, size, size)
+    seed, rows = seed[rows].to(out.device), rows.to(out.device)
+    out[rows] = torch.where(inside, _noise(seed, out.shape[1:]), out[rows])
+
+
+def _noise(seed: Tensor, shape: torch.Size) -> Tensor:
+    """(n, *shape) standard normal from seed and position alone: the same in any batch, on any device."""
+    position = _hash(torch.arange(shape.numel(), device=seed.device))
+    return _normal_table(seed.device)[_hash(position ^ seed[:, None]) >> 20].view(-1, *shape)
+
+
+def _hash(x: Tensor) -> Tensor:
+    """Mix the 32 low bits of an int64 (Wellons' lowbias32)."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+@lru_cache
+def _normal_table(device: torch.device) -> Tensor:
+    """4096 equally likely normal quantiles: a look-up gives the same everywhere, a logarithm need not."""
+    return torch.special.ndtri((torch.arange(4096, dtype=torch.float64) + 0.5) / 4096).float().to(device)

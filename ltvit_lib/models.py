@@ -1,0 +1,322 @@
+"""Models: timm supplies the Vision Transformers; this module adds what timm lacks.
+
+Added here: compact ViTs for 8 and 32 pixel images (registered under timm names, plain and distilled), the CIFAR
+ResNets that serve as teachers, the cosine classifier of LDAM, both heads' logits, and checkpoints from files.
+"""
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from ltvit_lib import losses
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from timm.models import register_model
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+# --- compact ViTs ----------------------------------------------------------------------------------------------
+
+# name: width, depth, heads, patch, image side. Plain as vit_<name>, with a DIST token as deit_<name>_distilled.
+COMPACT = {
+    "w64d4_patch2_8": dict(embed_dim=64, depth=4, num_heads=4, patch_size=2, img_size=8),
+    "w96d6_patch4_32": dict(embed_dim=96, depth=6, num_heads=3, patch_size=4, img_size=32),
+    "w128d6_patch4_32": dict(embed_dim=128, depth=6, num_heads=4, patch_size=4, img_size=32),
+}
+
+
+def _register_vit(name: str, kind: type, shape: dict) -> None:
+    def build(pretrained: bool = False, **kwargs):
+        if pretrained:
+            raise ValueError(f"{name} has no published weights: train it, or give checkpoint=")
+        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+            kwargs.pop(key, None)
+        return kind(**(shape | kwargs))
+
+    build.__name__, build.__module__ = name, __name__
+    register_model(build)
+
+
+for _name, _shape in COMPACT.items():
+    _register_vit(f"vit_{_name}", VisionTransformer, _shape)
+    _register_vit(f"deit_{_name}_distilled", VisionTransformerDistilled, _shape)
+
+
+# --- CIFAR ResNets ---------------------------------------------------------------------------------------------
+
+
+class NormedLinear(nn.Module):
+    """Cosine classifier of LDAM: both sides L2-normalised, no bias. Its output is a cosine in [-1, 1]."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; where the shape changes, the shortcut subsamples and pads with zeros (option A)."""
+
+    def __init__(self, in_width: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_width, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.stride, self.padding = stride, (width - in_width) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        if self.stride > 1 or self.padding:
+            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class CifarResNet(nn.Module):
+    """ResNet for small images (He et al. 2016, section 4.2), with LDAM-DRW's option to normalise the classifier."""
+
+    def __init__(
+        self, depth: int = 32, num_classes: int = 10, normed: bool = False, width: int = 16, in_chans: int = 3
+    ):
+        super().__init__()
+        if (depth - 2) % 6:
+            raise ValueError(f"depth must be 6 k + 2 (8, 20, 32, 44, 56), got {depth}")
+        blocks, self.num_classes, self.num_features = (depth - 2) // 6, num_classes, 4 * width
+        self.conv1 = nn.Conv2d(in_chans, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        widths = [width] + [w for w in (width, 2 * width, 4 * width) for _ in range(blocks)]
+        strides = [2 if stage and not i else 1 for stage in range(3) for i in range(blocks)]
+        self.blocks = nn.Sequential(
+            *(BasicBlock(*shape) for shape in zip(widths[:-1], widths[1:], strides, strict=True))
+        )
+        self.head = (NormedLinear if normed else nn.Linear)(self.num_features, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.blocks(F.relu(self.bn1(self.conv1(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.forward_features(x).mean((2, 3)))
+
+
+def resnet_cifar(depth: int = 32, num_classes: int = 10, normed: bool = False, **kwargs) -> CifarResNet:
+    """The teachers of the CIFAR experiments: ResNet-8, 20, 32 ... with 16, 32 and 64 channels.
+
+    `normed` puts LDAM's cosine classifier on top. ResNet-32 for ten classes has 464,154 parameters, 464,144 normed.
+    """
+    return CifarResNet(depth, num_classes, normed, **kwargs)
+
+
+# --- building, loading -----------------------------------------------------------------------------------------
+
+
+def create(name: str, checkpoint: str | Path | None = None, **kwargs) -> nn.Module:
+    """Builds any timm model, a compact ViT of this module, or `resnet<depth>_cifar`.
+
+    Args:
+        name: for example vit_w96d6_patch4_32, deit_w96d6_patch4_32_distilled, vit_base_patch16_224, resnet32_cifar.
+        checkpoint: a run folder, a .safetensors file, or a .pt/.pth/.bin file that holds weights only.
+        **kwargs: num_classes, img_size, drop_path_rate, ...: passed on.
+
+    Raises:
+        ValueError: an unknown name, an image size the patches do not divide, or weights that do not fit.
+    """
+    cifar = re.fullmatch(r"resnet(\d+)_cifar", name)
+    if cifar:
+        model = resnet_cifar(int(cifar[1]), **kwargs)
+    else:
+        if not timm.is_model(name):
+            raise ValueError(f"no model {name!r}; known: timm's names, {', '.join(compact_names())}, resnet32_cifar")
+        check_patches(name, kwargs.get("img_size"))
+        model = timm.create_model(name, **kwargs)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    return model
+
+
+def compact_names() -> list[str]:
+    """The ViTs that this module adds to timm's."""
+    return [f for n in COMPACT for f in (f"vit_{n}", f"deit_{n}_distilled")]
+
+
+def patch_size(name: str) -> int | None:
+    """The patch size that a model's name states, in pixels."""
+    patch = re.search(r"patch(\d+)", name)
+    return int(patch[1]) if patch else None
+
+
+def check_patches(name: str, image_size: int | None) -> None:
+    """Raises ValueError where the patch size, read from the name, does not divide the image size."""
+    patch = patch_size(name)
+    if patch and image_size and image_size % patch:
+        raise ValueError(
+            f"patch size {patch} of {name} does not divide image size {image_size}: "
+            f"use {image_size // patch * patch or patch} pixels or another patch size"
+        )
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Weights of a run folder, a safetensors file or a foreign checkpoint; no pickled code is ever run.
+
+    Raises:
+        ValueError: the file is missing, truncated, or holds more than tensors and plain containers.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "last.safetensors"
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}: give a run folder, a .safetensors or a .pth file")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {k: file.get_tensor(k) for k in file.keys() if not k.startswith("optimizer.")}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path} is truncated or no safetensors file ({error}): fetch or train it again"
+            ) from error
+        return {k.removeprefix("model."): v for k, v in tensors.items()}
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is truncated or holds more than weights, and was not unpickled: "
+            "save its state_dict as safetensors where you trust it"
+        ) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__} instead of a state_dict: save model.state_dict()")
+    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def load_weights(model: nn.Module, source: str | Path | dict, allow_missing: tuple[str, ...] = ()) -> None:
+    """Loads weights and insists that they fit; parameters whose names start with `allow_missing` may stay fresh.
+
+    Raises:
+        ValueError: names or shapes differ; the message names the first of them.
+    """
+    weights = source if isinstance(source, dict) else read_weights(source)
+    where = "the weights" if isinstance(source, dict) else str(source)
+    own = model.state_dict()
+    for key in list(weights):
+        if (
+            key == "head.weight"
+            and "head.weight" in own
+            and own[key].shape == weights[key].T.shape != weights[key].shape
+        ):
+            weights[key] = weights[key].T  # the released cosine classifiers store (in, out)
+    shape = [f"{k}: {tuple(own[k].shape)} here, {tuple(w.shape)} there" for k, w in weights.items()
+             if k in own and own[k].shape != w.shape]  # fmt: skip
+    missing = [k for k in own if k not in weights and not k.startswith(allow_missing or ("\0",))]
+    extra = [k for k in weights if k not in own]
+    if shape or missing or extra:
+        first = (shape + [f"{k} is missing" for k in missing] + [f"{k} is not in the model" for k in extra])[0]
+        raise ValueError(f"{where} is of another architecture ({first}): build the model that it was saved from")
+    model.load_state_dict(weights, strict=False)
+
+
+def load_encoder(model: VisionTransformer, source: str | Path) -> None:
+    """Starts a ViT from a masked autoencoder's encoder: MGP's weights for balanced fine-tuning (LiVT section 4.3).
+
+    The classifier and the norm after pooling stay fresh; the position embedding is resized to the model's grid and,
+    unlike in pre-training, is trained. An encoder without a DIST token starts a distilled model, whose DIST token
+    then begins as a copy of its CLS token.
+    """
+    whole = read_weights(source)
+    weights = {k.removeprefix("encoder."): v for k, v in whole.items() if k.startswith("encoder.")}
+    if not weights:
+        raise ValueError(f"{source} holds no masked autoencoder (no 'encoder.' weights): give a pre-training run")
+    own = model.state_dict()
+    if "norm.weight" not in own:  # average pooling has its own norm instead, which stays fresh
+        weights = {k: v for k, v in weights.items() if not k.startswith("norm.")}
+    position = weights["pos_embed"]
+    there = position.shape[1] - _patch_count(whole, source)
+    if "dist_token" in own and "dist_token" not in weights:
+        weights["dist_token"] = weights["cls_token"].clone()
+        position = torch.cat([position[:, :1], position], dim=1)
+        there += 1
+    if position.shape[1:] != own["pos_embed"].shape[1:] and position.shape[2] == own["pos_embed"].shape[2]:
+        position = _resize_position(position, own["pos_embed"].shape[1] - model.num_prefix_tokens, there)
+    weights["pos_embed"] = position
+    load_weights(model, weights, allow_missing=("head", "fc_norm"))
+
+
+def _patch_count(weights: dict[str, Tensor], source) -> int:
+    """Patches of the pre-trained grid: the square number just below the rows of the position embedding."""
+    rows = weights["encoder.pos_embed"].shape[1]
+    side = int((rows - 1) ** 0.5)
+    if rows - side**2 not in (1, 2):
+        raise ValueError(f"{source} has {rows} position rows, not a square grid with one or two tokens before it")
+    return side**2
+
+
+def _resize_position(position: Tensor, patches: int, prefix: int) -> Tensor:
+    """Bicubic, without aligned corners, as MAE and LiVT: (1, prefix + N, D) to another square grid."""
+    side, old = int(patches**0.5), int((position.shape[1] - prefix) ** 0.5)
+    grid = position[:, prefix:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
+    return torch.cat([position[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+# --- using -----------------------------------------------------------------------------------------------------
+
+
+def head_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits (B, C) of the CLS head and of the DIST head; the second is None for a model without a DIST token.
+
+    timm averages the two in eval mode; DeiT-LT's experts are looked at one by one.
+    """
+    if not isinstance(model, VisionTransformerDistilled):
+        return model(images), None
+    tokens = model.forward_features(images)  # (B, 2 + N, D)
+    return model.head(tokens[:, 0]), model.head_dist(tokens[:, 1])
+
+
+def logit_scale(model: nn.Module) -> float:
+    """What a cosine classifier's output is multiplied by to become logits: LDAM's s = 30; 1 for other heads."""
+    return 30.0 if isinstance(getattr(model, "head", None), NormedLinear) else 1.0
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, train_prior=None, test_prior=None, loss: str = "ce", bias=None) -> Tensor:
+    """Probabilities (B, C) of normalised images, under a test prior of your choice.
+
+    Args:
+        train_prior, test_prior: (C,); the logits are moved from the first to the second; None leaves them alone.
+        loss: "ce" or "bce", the family the model was trained with.
+        bias: (C,) what was added to the logits in training (Bal-CE, Bal-BCE); None: nothing.
+    """
+    model.eval()
+    cls, dist = head_logits(model, images)
+    logits = (cls if dist is None else (cls + dist) / 2) * logit_scale(model)
+    if test_prior is None:
+        return logits.softmax(-1)
+    if train_prior is None:
+        raise ValueError("test_prior needs train_prior: longtail.prior(counts) of the training set")
+    decide: Callable = {"ce": losses.decide_ce, "bce": losses.decide_bce}[loss]
+    return decide(logits, train_prior, test_prior, bias=bias).softmax(-1)
+
+
+@torch.no_grad()
+def tau_normalise(model: nn.Module, tau: float = 1.0) -> None:
+    """Divides each class's weights by their norm to the power tau and drops the bias, in place (Kang et al. 2020)."""
+    head = model.get_classifier()
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"tau_normalise needs one linear classifier, got {type(head).__name__}")
+    head.weight.div_(head.weight.norm(dim=1, keepdim=True) ** tau)
+    if head.bias is not None:
+        head.bias.zero_()

@@ -1,0 +1,57 @@
+"""Optimiser and learning-rate schedule of a recipe, thin over timm."""
+
+from ltvit_lib.recipes import Recipe
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from torch import nn
+
+
+def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW or SGD; no weight decay on vectors, position embeddings and tokens (ViTs only).
+
+    With `layer_decay` d, block i of L learns at d^(L - i) of the rate and the embeddings at d^(L + 1) (LiVT Table 9;
+    equal to MAE's groups for average pooling). The CIFAR teachers decay every parameter, as their released code.
+    """
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+    return create_optimizer_v2(
+        model,
+        recipe.optimizer,
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+        betas=recipe.betas,
+    )
+
+
+def create_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int):
+    """A timm scheduler: call `step(epoch)` at the start of an epoch and `step_update(step)` before each step.
+
+    cosine: by step; linear warm-up, then half a cosine to `min_lr`, both scaled by the layer decay. `warmup_prefix`
+    lets the cosine start after the warm-up (MAE, LiVT), otherwise it starts at step 0 (DeiT).
+    step: by epoch; lr (e + 1) / w while warming up, then x 0.01 at each of `lr_steps` (LDAM-DRW, Saddle-LongTail).
+    """
+    if recipe.schedule == "cosine":
+        total, warmup = recipe.epochs * steps_per_epoch, round(recipe.warmup_epochs * steps_per_epoch)
+        return CosineLRScheduler(
+            optimizer,
+            t_initial=total - warmup if recipe.warmup_prefix else total,
+            lr_min=recipe.min_lr,
+            warmup_t=warmup,
+            warmup_lr_init=recipe.warmup_lr,
+            warmup_prefix=recipe.warmup_prefix,
+            t_in_epochs=False,
+        )
+    warmup = max(round(recipe.warmup_epochs), 1)
+    return MultiStepLRScheduler(
+        optimizer,
+        decay_t=[round(share * recipe.epochs) + 1 for share in recipe.lr_steps],  # timm applies m at epoch m - 1
+        decay_rate=0.01,
+        warmup_t=warmup - 1,
+        warmup_lr_init=recipe.learning_rate / warmup,
+        warmup_prefix=False,
+    )

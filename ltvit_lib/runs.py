@@ -1,0 +1,304 @@
+"""Run folders and the ledger.
+
+A run folder holds recipe.json (recipe, seed, overrides, data digest), env.json (versions, device, commit),
+metrics.csv (a row an epoch), last.safetensors (weights, optimiser state, epoch) and, once finished, result.json and
+test.safetensors (logits of every head on the evaluation set). Every file is written under a temporary name and
+renamed, so a full disk or a killed process leaves the one before.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ltvit_lib import recipes
+from ltvit_lib.recipes import Recipe
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save
+
+LEDGER = Path(__file__).resolve().parents[1] / "figures" / "data" / "runs.csv"
+
+
+def folder(recipe: Recipe | str, seed: int = 0) -> Path:
+    """Where a run goes unless told otherwise: runs/<recipe>/seed<seed>, runs/<recipe>-<hash>/... with overrides.
+
+    `runs` lies beside the package in a checkout, or where LTVIT_RUNS says.
+    """
+    recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    name = recipe.name
+    if changed := changes(recipe):
+        name += "-" + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
+    return Path(os.environ.get("LTVIT_RUNS") or Path(__file__).resolve().parents[1] / "runs") / name / f"seed{seed}"
+
+
+def changes(recipe: Recipe) -> dict:
+    """In which fields a recipe differs from the one registered under its name."""
+    if recipe.name not in recipes.names():
+        return {}
+    standard = dataclasses.asdict(recipes.get(recipe.name))
+    return {k: v for k, v in dataclasses.asdict(recipe).items() if standard[k] != v}
+
+
+def from_parameters(names: dict, allowed: tuple[str, ...]) -> Recipe:
+    """The recipe that a papermill notebook's parameters ask for; refuses parameters it does not have.
+
+    papermill only warns of a mistyped parameter. Called right after the parameters cell with `globals()`, this sees
+    every name that was set there.
+
+    Raises:
+        ValueError: a name that is not in `allowed`, an unknown recipe or override.
+    """
+    own = {"In", "Out", "get_ipython", "exit", "quit", "open", "runs", "papermill"}
+    unknown = [n for n in names if not n.startswith("_") and n not in own and n not in allowed]
+    if unknown:
+        raise ValueError(f"unknown parameter {unknown[0]!r}; this notebook takes {', '.join(allowed)}")
+    changed = names["overrides"] or {}
+    return recipes.get(names["recipe"], **(json.loads(changed) if isinstance(changed, str) else changed))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes through a temporary file and a rename.
+
+    Raises:
+        OSError: in one sentence, saying that what was there before is untouched.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(
+            f"cannot write {path} ({error.strerror or error}): free some space or choose another folder, then give "
+            "the same command again; the last checkpoint is untouched"
+        ) from error
+
+
+def write_json(path: Path, content: dict) -> None:
+    write(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, finished or not."""
+
+    path: Path
+
+    @property
+    def identity(self) -> dict:
+        return json.loads((self.path / "recipe.json").read_text())
+
+    @property
+    def seed(self) -> int:
+        return self.identity["seed"]
+
+    @property
+    def recipe(self) -> Recipe:
+        return recipe_from(self.identity["recipe"])
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "result.json").is_file()
+
+    @property
+    def result(self) -> dict:
+        """Seconds, images/s and, for each head, accuracies and calibration (fractions)."""
+        if not self.finished:
+            raise ValueError(f"{self.path} has not finished: give its command again to continue it")
+        return json.loads((self.path / "result.json").read_text())
+
+    @property
+    def curve(self) -> pd.DataFrame:
+        """metrics.csv: epoch, loss, accuracy on the training batches, lr, seconds, images_per_second."""
+        return pd.read_csv(self.path / "metrics.csv")
+
+    def logits(self) -> dict[str, torch.Tensor]:
+        """Evaluation logits of each head (N, C), and `targets` (N,)."""
+        return load_file(self.path / "test.safetensors")
+
+
+def recipe_from(fields: dict) -> Recipe:
+    """Rebuilds a recipe from its JSON."""
+    kinds = {k.kind: k for k in (recipes.Pretrain, recipes.Finetune, recipes.Teacher, recipes.Distil)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != "kind"}
+    return kinds[fields["kind"]](**values)
+
+
+def identity(recipe: Recipe, seed: int, digest: str, start: dict) -> dict:
+    """What makes two runs the same run. `start` names the runs it began from: init, teacher."""
+    return {
+        "recipe": {"kind": recipe.kind} | json.loads(json.dumps(dataclasses.asdict(recipe))),
+        "seed": seed,
+        "data": digest,
+        "start": start,
+    }
+
+
+def difference(there: dict, here: dict) -> str:
+    """The first thing in which two identities differ, in words; empty if they are one run."""
+    flat = [d["recipe"] | {k: v for k, v in d.items() if k != "recipe"} for d in (there, here)]
+    for key in flat[0] | flat[1]:
+        if flat[0].get(key) != flat[1].get(key):
+            return f"{key} is {flat[0].get(key)!r} there and {flat[1].get(key)!r} here"
+    return ""
+
+
+def open_run(out: str | Path, wanted: dict, resume: bool) -> Run:
+    """Makes or re-opens a run folder.
+
+    Raises:
+        ValueError: the folder holds another run, or holds one and `resume` is off.
+        OSError: the folder cannot be written.
+    """
+    run = Run(Path(out))
+    if (run.path / "recipe.json").is_file():
+        other = difference(run.identity, wanted)
+        if other:
+            raise ValueError(f"{run.path} holds another run ({other}): choose another folder, or remove it")
+        if not resume:
+            raise ValueError(f"{run.path} holds this run already: resume it, or remove the folder")
+        return run
+    if run.path.is_dir() and any(run.path.iterdir()):
+        raise ValueError(f"{run.path} is not empty and holds no run: choose another folder")
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make {run.path} ({error.strerror}): choose a folder that can be written") from error
+    write_json(run.path / "env.json", environment())
+    write_json(run.path / "recipe.json", wanted)
+    return run
+
+
+def environment() -> dict:
+    """Versions, device and commit."""
+    packages = ("torch", "torchvision", "timm", "accelerate", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{p: importlib.metadata.version(p) for p in packages},
+        "device": device_name(),
+        "commit": _git("rev-parse", "--short=10", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+    }
+
+
+def device_name() -> str:
+    """The GPU, or the processor and the threads torch uses."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
+
+
+def save_checkpoint(run: Run, model: dict, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> None:
+    """One file: weights under `model.`, optimiser state under `optimizer.<group>.<index>.`, epochs done as metadata."""
+    tensors = {f"model.{k}": v.detach().cpu().contiguous().clone() for k, v in model.items()}
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if value is not None:
+                    tensors[f"optimizer.{g}.{i}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
+    write(run.path / "last.safetensors", save(tensors, {"epoch": str(epoch), "seconds": repr(seconds)}))
+
+
+def load_checkpoint(run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Restores weights and optimiser state; returns epochs done and seconds spent, (0, 0.) without a checkpoint."""
+    from safetensors import SafetensorError, safe_open
+
+    path = run.path / "last.safetensors"
+    if not path.is_file():
+        return 0, 0.0
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it to start this run again") from error
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            prefix = f"optimizer.{g}.{i}."
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                # AdamW keeps its step count on the CPU, everything else beside the parameter
+                optimizer.state[parameter] = {
+                    k: v if k == "step" else v.to(parameter.device, parameter.dtype) for k, v in state.items()
+                }
+    return int(metadata["epoch"]), float(metadata["seconds"])
+
+
+def append_metrics(run: Run, new: list[dict]) -> None:
+    """Adds rows to metrics.csv; those of epochs that were trained again after an interruption are replaced."""
+    path = run.path / "metrics.csv"
+    table = pd.DataFrame(new)
+    if path.is_file():
+        old = run.curve
+        table = pd.concat([old[old["epoch"] < new[0]["epoch"]], table])
+    write(path, table.to_csv(index=False).encode())
+
+
+# --- the ledger ------------------------------------------------------------------------------------------------
+
+
+def ledger(path: Path = LEDGER) -> pd.DataFrame:
+    """figures/data/runs.csv: one row a finished run and head."""
+    return pd.read_csv(path, dtype={"data": str, "commit": str})
+
+
+def ledger_rows(run: Run) -> list[dict]:
+    """One row for each head of a finished run (one without accuracies for a pre-training run)."""
+    recipe, result, env = run.recipe, run.result, json.loads((run.path / "env.json").read_text())
+    changed = changes(recipe)
+    common = {
+        "recipe": recipe.name, "overrides": json.dumps(changed) if changed else "", "seed": run.seed,
+        "data": run.identity["data"], "epochs": recipe.epochs, "evaluated_on": recipe.evaluate_on,
+    }  # fmt: skip
+    cost = {k: result[k] for k in ("final_loss", "seconds", "images_per_second", "peak_memory_mib")}
+    heads = result["heads"] or {"": {}}
+    return [
+        common | {"head": head} | {k: v for k, v in values.items() if not isinstance(v, list)} | cost
+        | {k: env[k] for k in ("device", "torch", "timm", "commit")}
+        for head, values in heads.items()
+    ]  # fmt: skip
+
+
+def record(folders: list[Run], path: Path = LEDGER) -> pd.DataFrame:
+    """Adds finished runs to the ledger; a run of the same recipe, overrides, seed and data replaces its old rows."""
+    new = pd.DataFrame([row for run in folders if run.finished for row in ledger_rows(run)])
+    key = ["recipe", "overrides", "seed", "data", "head"]
+    if path.is_file():
+        new = pd.concat([ledger(path), new])
+    new = new.fillna({"overrides": "", "head": ""}).drop_duplicates(key, keep="last").sort_values(key)
+    write(path, new.to_csv(index=False, float_format="%.6g").encode())
+    return new
+
+
+def collect(folder: str | Path = "runs") -> list[Run]:
+    """All finished runs below a folder."""
+    return sorted((Run(p.parent) for p in Path(folder).rglob("result.json")), key=lambda r: r.path)
+
+
+if __name__ == "__main__":
+    import sys
+
+    print(record(collect(sys.argv[1] if len(sys.argv) > 1 else "runs")).to_string(max_colwidth=30))

@@ -1,0 +1,67 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Fine-tuning, full size
+#
+# A plain ViT from scratch, or LiVT's second stage (section 4.2) from a pre-trained encoder, under any loss.
+#
+# Batch use, from the project's root:
+#
+# ```
+# papermill notebooks/full/finetune.ipynb runs/finetune.ipynb -p recipe laptop_vit_ce -p seed 0
+# ```
+#
+# The same command continues a run that was interrupted, and does nothing for one that has finished.
+# `-y "overrides: {epochs: 2}"` changes fields of the recipe.
+
+# %% tags=["parameters"]
+recipe: str = "laptop_vit_ce"  # a name from ltvit_lib.recipes
+seed: int = 0  # seeds weights, order, augmentation and mixing
+overrides: dict = {}  # fields of the recipe to change, such as {"epochs": 2}
+out: str = ""  # run folder; empty: runs/<recipe>/seed<seed>
+init: str = ""  # folder of the pre-training run; empty: runs/<its recipe>/seed<seed>
+
+# %%
+from ltvit_lib import runs
+
+chosen = runs.from_parameters(globals(), ("recipe", "seed", "overrides", "out", "init"))
+chosen
+
+# %%
+from ltvit_lib import plots, train
+
+start = dict(init=init or (runs.folder(chosen.init, seed) if chosen.init else None))
+run = train.fit(chosen, out or runs.folder(chosen, seed), seed, **start)
+print(run.path)
+
+# %% [markdown]
+# ## The run
+
+# %%
+ax = plots.plot_curves(run.curve, "loss")
+_ = ax.set_title(f"{chosen.name}, seed {seed}")
+
+# %%
+import pandas as pd
+
+result = run.result
+print(
+    f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s; should reach: {chosen.reaches or 'not stated'}"
+)
+table = pd.DataFrame(result["heads"]).drop(["per_class", "confusion"]).astype(float).mul(100).round(1)
+table.T
+
+# %%
+head = "avg" if "avg" in result["heads"] else "cls"
+_ = plots.plot_confusion(result["heads"][head]["confusion"], train.load_split(chosen, seed).classes)
