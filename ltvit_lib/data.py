@@ -1,16 +1,20 @@
 """Image sets, held in memory once as uint8, and the one door to all of them: `load`.
 
 `load("digits")`, `load("cifar10")`, `load("cifar100")`, or `load("path/to/your/images")`: a folder of class folders,
-the same under `train/` and `test/`, or parquet files with an image and a label column. CIFAR is looked for under
-`LTVIT_DATA` as the official python archive or as Hugging Face parquet, and downloaded by torchvision if absent.
+the same under `train/` and `test/` (or `val/`), or parquet files with an image and a label column. CIFAR is looked for
+under `LTVIT_DATA` as the official python archive or as Hugging Face parquet, and downloaded by torchvision if absent.
+
+Labels are read first and cut to the wanted selection; only the images that it keeps are decoded.
 """
 
 import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ltvit_lib import longtail
@@ -30,6 +34,8 @@ STATISTICS = {
 }
 # Head / mid / tail by index, DeiT-LT's second convention: the first boundary is the first mid class.
 BOUNDARIES = {"digits": (3, 7), "cifar10": (3, 7), "cifar100": (36, 71)}
+PART_FOLDERS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+CIFAR_SIZES = (50_000, 10_000)  # images of the complete train and test parts
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class Images:
 class Split:
     """A long-tailed training set and a test set (and, where asked for, a validation set cut from the former).
 
-    `mean` and `std` are per channel, in 0..1; `boundaries` cut the classes into head, mid and tail by index.
+    `mean` and `std` are per channel, in 0..1; `boundaries` cut the classes, from the most frequent to the rarest, into
+    head, mid and tail.
     """
 
     name: str
@@ -71,16 +78,37 @@ class Split:
         return torch.bincount(self.train.targets, minlength=len(self.classes)).tolist()
 
     @property
+    def groups(self) -> dict[str, Tensor]:
+        """(C,) masks by rank of frequency; `index_groups` where classes come in that order, as in the named sets."""
+        rank = np.argsort(np.argsort(-np.asarray(self.counts), kind="stable"))
+        return {k: mask[rank] for k, mask in longtail.index_groups(len(self.classes), self.boundaries).items()}
+
+    @property
     def digest(self) -> str:
         """Twelve hex digits of the training set's content, in order: two runs with one digest saw the same data."""
-        content = hashlib.sha256(self.train.images.numpy().tobytes())
-        content.update(self.train.targets.numpy().tobytes())
+        content = hashlib.sha256(self.train.images.cpu().contiguous().numpy())
+        content.update(self.train.targets.cpu().contiguous().numpy())
         return content.hexdigest()[:12]
 
     def with_validation(self, seed: int = 0) -> "Split":
         """Moves a stratified tenth of the training images, at least two a class, to `val`."""
         train, val = longtail.stratified_split(self.train.targets.numpy(), seed=seed)
         return replace(self, train=self.train.subset(train), val=self.train.subset(val))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Labels of a part, and how to get at the pixels of some rows: nothing is decoded before the selection."""
+
+    targets: np.ndarray  # (N,) int64
+    pixels: Callable[[np.ndarray], Tensor]  # rows (n,) -> uint8 (n, channels, height, width)
+
+    def only(self, rows: np.ndarray) -> "_Part":
+        return _Part(self.targets[rows], lambda chosen: self.pixels(rows[chosen]))
+
+    def images(self, rows: np.ndarray | None = None) -> Images:
+        rows = np.arange(len(self.targets)) if rows is None else rows
+        return Images(self.pixels(rows), torch.from_numpy(self.targets[rows]))
 
 
 def root() -> Path:
@@ -93,7 +121,7 @@ def root() -> Path:
 
 
 def load(
-    name: str,
+    name: str | Path,
     rho: float | None = None,
     seed: int = 0,
     per_class: int | None = None,
@@ -103,12 +131,13 @@ def load(
     """Loads a data set and cuts its training images to a long tail or to a balanced subset.
 
     Args:
-        name: digits, cifar10, cifar100, or the path of a folder or of parquet files with your own images.
+        name: digits, cifar10, cifar100, or the path of a folder or of a parquet file with your own images. Without a
+            test (or validation) part, a stratified tenth of these, at least two a class, becomes the test set.
         rho: imbalance factor n_max / n_min of the exponential profile; None keeps the images as they are
             (digits: 40).
         seed: of the selection. The published CIFAR selections have seed 0.
         per_class: instead of a tail, this many images of every class.
-        n_max: images of the first class; None is the size of the smallest complete class.
+        n_max: images of the first class; None is the size of the smallest complete class (digits: 120).
         image_size: your own images only: shorter side after resizing, then the centre square (default 224).
 
     Raises:
@@ -116,37 +145,41 @@ def load(
     """
     if per_class is not None and rho is not None:
         raise ValueError("rho and per_class exclude each other: give one of them")
+    name = str(name)
+    path = Path(name).expanduser()
     if name == "digits":
-        split, rho, n_max = _digits(), (40 if rho is None and per_class is None else rho), n_max or 120
-        select = _selector(rho, seed, per_class, n_max)
-        return replace(split, train=split.train.subset(select(split.train.targets.numpy())))
-    select = _selector(rho, seed, per_class, n_max)
-    if name in ("cifar10", "cifar100"):
-        return _cifar(name, select)
-    if Path(name).expanduser().exists():
-        split = _own(Path(name).expanduser(), image_size or 224)
-        return replace(split, train=split.train.subset(select(split.train.targets.numpy())))
-    raise ValueError(f"no data set and no path {name!r}; known: digits, cifar10, cifar100, or a path that exists")
-
-
-def _selector(rho, seed, per_class, n_max) -> Callable[[np.ndarray], np.ndarray]:
+        rho = 40 if rho is None and per_class is None else rho
+        n_max = 120 if n_max is None else n_max
+        train, test, classes = _digits()
+    elif name in ("cifar10", "cifar100"):
+        train, test, classes = _cifar(name)
+    elif path.exists():
+        train, test, classes = _own(path, 224 if image_size is None else image_size)
+    else:
+        raise ValueError(f"no data set and no path {name!r}: give digits, cifar10, cifar100 or a path that exists")
+    rows = None
     if per_class is not None:
-        return lambda targets: longtail.balanced_indices(targets, per_class, seed=seed)
-    if rho is not None:
-        return lambda targets: longtail.long_tailed_indices(targets, rho, seed=seed, n_max=n_max)
-    return lambda targets: np.arange(len(targets))
+        rows = longtail.balanced_indices(train.targets, per_class, seed=seed)
+    elif rho is not None:
+        rows = longtail.long_tailed_indices(train.targets, rho, seed=seed, n_max=n_max)
+    chosen = train.images(rows)
+    if name in STATISTICS:
+        mean, std = STATISTICS[name]
+    else:  # digits: of the whole pool, so that every seed's tail is normalised alike
+        mean, std = _statistics(train.images().images if name == "digits" else chosen.images)
+    counts = torch.bincount(chosen.targets, minlength=len(classes))
+    boundaries = BOUNDARIES.get(name, (int((counts > 100).sum()), int((counts >= 20).sum())))
+    label = name if name in BOUNDARIES else path.stem
+    return Split(label, chosen, test.images(), classes, mean, std, boundaries)
 
 
-def _digits() -> Split:
+def _digits() -> tuple[_Part, _Part, tuple[str, ...]]:
     """scikit-learn's 1,797 digits: 50 a class for the test, drawn once for all seeds; the rest to select from."""
     raw = load_digits()
     images = torch.from_numpy((raw.images * 255 / 16).round().astype(np.uint8))[:, None]  # (N, 1, 8, 8)
-    whole = Images(images, torch.from_numpy(raw.target.astype(np.int64)))
+    whole = _Part(raw.target.astype(np.int64), lambda rows: images[torch.from_numpy(rows)])
     test = longtail.balanced_indices(raw.target, 50, seed=0)
-    pool = np.setdiff1d(np.arange(len(whole)), test)
-    mean, std = _statistics(images)
-    classes = tuple(str(c) for c in range(10))
-    return Split("digits", whole.subset(pool), whole.subset(test), classes, mean, std, BOUNDARIES["digits"])
+    return whole.only(np.setdiff1d(np.arange(len(images)), test)), whole.only(test), tuple("0123456789")
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -163,39 +196,27 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 # --- CIFAR -----------------------------------------------------------------------------------------------------
 
 
-def _cifar(name: str, select) -> Split:
+def _cifar(name: str) -> tuple[_Part, _Part, tuple[str, ...]]:
     folder = root()
-    train_files, test_files = (_find_parquet(folder, name, part) for part in ("train", "test"))
+    train_files, test_files = (sorted((folder / name).rglob(f"{part}-*.parquet")) for part in ("train", "test"))
     if bool(train_files) != bool(test_files):
-        raise ValueError(f"{folder} holds only one of the train and test parquet files of {name}: fetch the other")
+        there, gone = ("train", "test") if train_files else ("test", "train")
+        raise ValueError(f"{folder / name} holds the {there} parquet files of {name} but no {gone}-*.parquet: fetch it")
     if train_files:
-        label = "label" if name == "cifar10" else "fine_label"
-        parts = [_decode_parquet(f, "img", label, s) for f, s in ((train_files, select), (test_files, None))]
+        parts, classes = _parquet_parts({"train": train_files, "test": test_files})
+        train, test = parts["train"], parts["test"]
     else:
-        parts = _cifar_archive(folder, name, select)
-    (train, train_total), (test, test_total) = parts
-    if (train_total, test_total) != (50_000, 10_000):
-        raise ValueError(
-            f"{name} under {folder} has {train_total:,} + {test_total:,} images instead of 50,000 + 10,000: "
-            "a file is missing; remove the folder and fetch it again"
-        )
-    mean, std = STATISTICS[name]
-    classes = _cifar_classes(name, len(train.targets.unique()))
-    return Split(name, train, test, classes, mean, std, BOUNDARIES[name])
+        train, test, classes = _cifar_archive(folder, name)
+    sizes = len(train.targets), len(test.targets)
+    if sizes != CIFAR_SIZES:
+        there, whole = (" + ".join(f"{n:,}" for n in pair) for pair in (sizes, CIFAR_SIZES))
+        raise ValueError(f"{name} under {folder} has {there} images instead of {whole}: fetch the missing files")
+    if name == "cifar10":  # nameless in some parquet copies
+        classes = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+    return train, test, classes
 
 
-def _cifar_classes(name: str, count: int) -> tuple[str, ...]:
-    if name == "cifar10":
-        return tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
-    return tuple(str(c) for c in range(max(count, 100)))
-
-
-def _find_parquet(folder: Path, name: str, part: str) -> list[Path]:
-    """Parquet files of one part, in Hugging Face's naming, anywhere under <root>/<name>."""
-    return sorted((folder / name).rglob(f"{part}-*.parquet"))
-
-
-def _cifar_archive(folder: Path, name: str, select):
+def _cifar_archive(folder: Path, name: str) -> tuple[_Part, _Part, tuple[str, ...]]:
     """The official archive, read by torchvision after its md5 check; downloaded where nothing is there."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -205,141 +226,235 @@ def _cifar_archive(folder: Path, name: str, select):
         whole = [kind(str(place), train=train, download=True) for train in (True, False)]
     except Exception as error:  # network, md5 and file errors alike: torchvision raises many kinds
         raise ValueError(
-            f"{name} is neither complete under {folder} nor could it be downloaded ({_first_line(error)}): put "
+            f"{name} is not complete under {folder} and could not be downloaded ({_first_line(error)}): put "
             f"{kind.base_folder}/ or the train-*.parquet and test-*.parquet files under {folder / name}, "
             "or name the folder that holds them in LTVIT_DATA"
         ) from error
-    parts = []
-    for part, chosen in zip(whole, (select, None), strict=True):
-        targets = np.asarray(part.targets, dtype=np.int64)
-        keep = np.arange(len(targets)) if chosen is None else chosen(targets)
-        images = torch.from_numpy(part.data[keep]).permute(0, 3, 1, 2).contiguous()  # (N, 3, 32, 32)
-        parts.append((Images(images, torch.from_numpy(targets[keep])), len(targets)))
-    return parts
+    train, test = (
+        _Part(np.asarray(part.targets, dtype=np.int64), partial(_archive_pixels, part.data)) for part in whole
+    )
+    return train, test, tuple(whole[0].classes)
+
+
+def _archive_pixels(data: np.ndarray, rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(data[rows]).permute(0, 3, 1, 2).contiguous()  # (n, 3, 32, 32)
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-# --- parquet and folders ---------------------------------------------------------------------------------------
-
-
-def _decode_parquet(files: Sequence[Path], image_column: str, label_column: str, select, size: int | None = None):
-    """Reads labels first and decodes only the chosen rows. Returns the images and how many rows there were."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        tables = [pq.read_table(f, columns=[image_column, label_column]) for f in files]
-    except (OSError, pa.ArrowInvalid) as error:
-        names = ", ".join(f.name for f in files)
-        raise ValueError(f"cannot read {names} ({_first_line(error)}): fetch it again") from error
-    table = pa.concat_tables(tables)
-    targets = table.column(label_column).to_numpy().astype(np.int64)
-    keep = np.arange(len(targets)) if select is None else select(targets)
-    column = table.column(image_column).take(pa.array(keep))
-    images = [_decode(_bytes(cell), f"row {row} of {files[0].parent}", size) for row, cell in zip(keep, column)]  # noqa: B905
-    return Images(_stack(images), torch.from_numpy(targets[keep])), len(targets)
-
-
-def _bytes(cell) -> bytes:
-    value = cell.as_py()
-    return value["bytes"] if isinstance(value, dict) else value
+# --- decoding --------------------------------------------------------------------------------------------------
 
 
 def _decode(source: bytes | Path, where: str, size: int | None) -> np.ndarray:
-    """RGB pixels (H, W, 3); with `size`, the centre square at that resolution."""
+    """Upright RGB pixels (3, H, W); with `size`, the centre square at that resolution."""
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
-        image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits, not scale them
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise ValueError(f"pixels of mode {image.mode} have no known range")
+        image = image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise whatever the damage leads to
         raise ValueError(f"cannot decode the image at {where} ({_first_line(error)}): mend or remove it") from error
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
-def _stack(images: list[np.ndarray]) -> Tensor:
-    if len({i.shape for i in images}) != 1:
-        raise ValueError("images of several sizes: give image_size to bring them to one")
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()  # (N, 3, H, W)
+def _decode_all(count: int, sources: Iterable[tuple[int, bytes | Path, str]], size: int | None) -> Tensor:
+    """uint8 (count, 3, H, W) from (slot, source, where); one copy in memory."""
+    out = None
+    for slot, source, where in sources:
+        pixels = _decode(source, where, size)
+        if out is None:
+            out = np.empty((count, *pixels.shape), dtype=np.uint8)
+        if pixels.shape != out.shape[1:]:
+            sizes = " instead of ".join(f"{w} x {h}" for _, h, w in (pixels.shape, out.shape[1:]))
+            raise ValueError(f"the image at {where} has {sizes} pixels: bring all images to one size")
+        out[slot] = pixels
+    return torch.from_numpy(out)
 
 
-def _own(path: Path, size: int) -> Split:
+# --- your own images -------------------------------------------------------------------------------------------
+
+
+def _own(path: Path, size: int) -> tuple[_Part, _Part, tuple[str, ...]]:
     """Your own images. Without a test part, a stratified tenth, at least two a class, becomes the test set."""
+    if size < 1:
+        raise ValueError(f"image_size must be a positive number of pixels, got {size}")
     if path.is_file() or any(path.rglob("*.parquet")):
-        parts, classes = _own_parquet(path, size)
+        parts, classes = _parquet_parts(_parquet_files(path), size)
     else:
-        parts, classes = _own_folders(path, size)
-    train, test = parts.get("train"), parts.get("test")
+        parts, classes = _folder_parts(path, size)
+    train, test = parts["train"], parts.get("test")
+    counts = np.bincount(train.targets, minlength=len(classes))
+    if not counts.all():
+        missing = [classes[c] for c in np.flatnonzero(counts == 0)[:5]]
+        raise ValueError(f"no training images of {', '.join(missing)} under {path}: add some or drop the class")
     if test is None:
-        keep, held_out = longtail.stratified_split(train.targets.numpy(), seed=0)
-        train, test = train.subset(keep), train.subset(held_out)
-    missing = [c for i, c in enumerate(classes) if not (train.targets == i).any()]
-    if missing:
-        raise ValueError(f"no training images of {', '.join(missing[:5])} under {path}: add some or drop the class")
-    mean, std = _statistics(train.images)
-    many, few = (sum(n > bound for n in torch.bincount(train.targets).tolist()) for bound in (100, 19))
-    return Split(path.name, train, test, tuple(classes), mean, std, (many, few))
+        if counts.min() < 3:
+            raise ValueError(
+                f"class {classes[counts.argmin()]} under {path} has {counts.min()} image(s), of which two would be "
+                "held out for the test: add images, or give a test part of your own"
+            )
+        keep, held_out = longtail.stratified_split(train.targets, seed=0)
+        train, test = train.only(keep), train.only(held_out)
+    return train, test, classes
 
 
-def _own_folders(path: Path, size: int) -> tuple[dict[str, Images], list[str]]:
-    named = {"train": "train", "test": "test", "val": "test", "validation": "test"}
-    folders = {named[d.name]: d for d in sorted(path.iterdir(), reverse=True) if d.is_dir() and d.name in named}
-    folders = folders if "train" in folders else {"train": path}
-    classes = sorted(d.name for d in folders["train"].iterdir() if d.is_dir() and not d.name.startswith("."))
+def _part_of(name: str) -> str | None:
+    """train, test or val, where a file's name says so: test, test-00000-of-00001, validation_1."""
+    found = re.fullmatch(r"(train|test|val)(id|idation)?([-_.\d].*)?", name)
+    return found[1] if found else None
+
+
+def _with_one_test(parts: dict) -> dict:
+    """A validation part stands in where there is no test part."""
+    test = parts.get("test") or parts.get("val")
+    return {"train": parts["train"]} | ({"test": test} if test else {})
+
+
+def _folder_parts(path: Path, size: int) -> tuple[dict[str, _Part], tuple[str, ...]]:
+    named = {PART_FOLDERS[d.name]: d for d in _folders(path) if d.name in PART_FOLDERS}
+    # a folder `train` of pictures only is a class: trains
+    folders = _with_one_test(named) if "train" in named and _folders(named["train"]) else {"train": path}
+    classes = tuple(d.name for d in _folders(folders["train"]))
     if len(classes) < 2:
         raise ValueError(f"{path} needs at least two class folders with images, or parquet files")
     parts = {}
     for part, folder in folders.items():
-        unknown = sorted({d.name for d in folder.iterdir() if d.is_dir()} - set(classes))
+        unknown = [d.name for d in _folders(folder) if d.name not in classes]
         if unknown:
-            raise ValueError(f"{folder} has class folders that {folders['train']} lacks: {', '.join(unknown[:5])}")
-        files = [(f, i) for i, c in enumerate(classes) for f in _image_files(folder / c)]
-        for index, name in enumerate(classes):
-            if part == "train" and not any(i == index for _, i in files):
-                raise ValueError(f"class folder {folder / name} has no images: add some or remove the folder")
-        images = _stack([_decode(f, str(f), size) for f, _ in files])
-        parts[part] = Images(images, torch.tensor([i for _, i in files]))
+            raise ValueError(
+                f"{folder} has class folders that {folders['train']} lacks ({', '.join(unknown[:5])}): "
+                "rename or remove them"
+            )
+        files = [(f, i) for i, name in enumerate(classes) for f in _image_files(folder / name)]
+        targets = np.array([i for _, i in files], dtype=np.int64)
+        parts[part] = _Part(targets, partial(_file_pixels, [f for f, _ in files], size))
+        if not files:
+            raise ValueError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): add some or remove it")
     return parts, classes
 
 
+def _folders(path: Path) -> list[Path]:
+    return sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
+
+
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
 
 
-def _own_parquet(path: Path, size: int) -> tuple[dict[str, Images], list[str]]:
-    import pyarrow.parquet as pq
+def _file_pixels(files: list[Path], size: int, rows: np.ndarray) -> Tensor:
+    return _decode_all(len(rows), ((i, files[row], str(files[row])) for i, row in enumerate(rows)), size)
 
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    test_files = [f for f in files if f.name.startswith(("test", "val"))]
-    by_part = {"train": [f for f in files if f not in test_files], "test": test_files}
-    try:
-        schema = pq.read_schema(files[0])
-    except Exception as error:  # pyarrow raises its own kinds, OSError and ValueError
-        raise ValueError(f"cannot read {files[0]} ({_first_line(error)}): fetch it again") from error
-    image_column = next((c for c in ("image", "img", "bytes") if c in schema.names), None)
-    label_column = next((c for c in ("label", "fine_label", "target", "class") if c in schema.names), None)
-    if image_column is None or label_column is None:
-        raise ValueError(f"{files[0].name} has columns {schema.names}; an image and a label column are needed")
-    parts = {
-        part: _decode_parquet(chosen, image_column, label_column, None, size)[0]
-        for part, chosen in by_part.items()
-        if chosen
-    }
+
+# --- parquet ---------------------------------------------------------------------------------------------------
+
+IMAGE_COLUMNS = ("image", "img", "bytes")
+LABEL_COLUMNS = ("label", "fine_label", "target", "class")
+
+
+def _parquet_files(path: Path) -> dict[str, list[Path]]:
+    """Files by part, from their own name or their folder's (Hugging Face writes both); others are training files."""
+    if path.is_file():
+        return {"train": [path]}
+    parts: dict[str, list[Path]] = {}
+    for file in sorted(path.rglob("*.parquet")):
+        folder = PART_FOLDERS.get(file.parent.name) if file.parent != path else None
+        parts.setdefault(_part_of(file.stem) or folder or "train", []).append(file)
     if "train" not in parts:
         raise ValueError(f"{path} has only test files: add train-*.parquet")
-    names = _class_names(schema, label_column)
-    count = len(names) if names else int(parts["train"].targets.max()) + 1
-    for part, images in parts.items():
-        if images.targets.min() < 0 or images.targets.max() >= count:
-            raise ValueError(f"labels of {part} must lie in 0..{count - 1}: mend the {label_column} column")
-    return parts, names or [str(c) for c in range(count)]
+    return _with_one_test(parts)
 
 
-def _class_names(schema, label_column: str) -> list[str] | None:
+def _parquet_parts(files: dict[str, list[Path]], size: int | None = None) -> tuple[dict[str, _Part], tuple[str, ...]]:
+    """Labels of every part and the class names: Hugging Face's, or sorted string labels, or 0 .. C-1."""
+    import pyarrow.parquet as pq
+
+    first = files["train"][0]
+    schema = _reading(first, lambda: pq.read_schema(first))
+    image, label = (next((c for c in known if c in schema.names), None) for known in (IMAGE_COLUMNS, LABEL_COLUMNS))
+    if image is None or label is None:
+        raise ValueError(
+            f"{first} has columns {', '.join(schema.names)}: call the images {' or '.join(IMAGE_COLUMNS)} and the "
+            f"labels {' or '.join(LABEL_COLUMNS)}"
+        )
+    labels = {part: np.concatenate([_labels(f, label) for f in chosen]) for part, chosen in files.items()}
+    if labels["train"].dtype.kind in "US":
+        names = np.unique(labels["train"])
+        for part, values in labels.items():
+            unknown = np.setdiff1d(values, names)
+            if len(unknown):
+                raise ValueError(f"labels of {part} that no training image has ({', '.join(unknown[:5])}): mend them")
+        labels = {part: np.searchsorted(names, values) for part, values in labels.items()}
+        classes = tuple(names.tolist())
+    else:
+        top = int(labels["train"].max(initial=0))
+        classes = tuple(_class_names(schema, label) or map(str, range(min(top + 1, len(labels["train"])))))
+    for part, values in labels.items():
+        wrong = values[(values < 0) | (values >= len(classes))]
+        if len(wrong):
+            raise ValueError(
+                f"column {label} of {part} has label {wrong[0]} outside 0..{len(classes) - 1}: number classes from 0 "
+                "without gaps, or give their names"
+            )
+    return {
+        part: _Part(labels[part].astype(np.int64), partial(_parquet_pixels, chosen, image, size))
+        for part, chosen in files.items()
+    }, classes
+
+
+def _reading(file: Path, read: Callable):
+    """What `read` returns; any failure of pyarrow is one sentence that names the file."""
+    try:
+        return read()
+    except Exception as error:  # pyarrow raises its own kinds, OSError and KeyError
+        raise ValueError(f"cannot read {file} as parquet ({_first_line(error)}): fetch it again") from error
+
+
+def _labels(file: Path, column: str) -> np.ndarray:
+    """(N,) whole numbers or strings."""
+    import pyarrow.parquet as pq
+
+    values = _reading(file, lambda: pq.read_table(file, columns=[column]).column(column))
+    labels = np.array(values.to_pylist()) if len(values) else np.array([], dtype=np.int64)
+    if values.null_count or labels.dtype.kind not in "iuU":
+        raise ValueError(f"column {column} of {file} must hold a whole number or a name in every row: mend it")
+    return labels
+
+
+def _class_names(schema, column: str) -> list[str] | None:
     """The names that Hugging Face datasets keep in the parquet schema, where they did."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return metadata.get("info", {}).get("features", {}).get(label_column, {}).get("names")
+    return metadata.get("info", {}).get("features", {}).get(column, {}).get("names")
+
+
+def _parquet_pixels(files: Sequence[Path], column: str, size: int | None, rows: np.ndarray) -> Tensor:
+    """Reads the files in blocks and decodes the chosen rows, counted over all files, into the order of `rows`."""
+    slots = {row: slot for slot, row in enumerate(rows.tolist())}
+    return _decode_all(len(rows), _parquet_cells(files, column, slots), size)
+
+
+def _parquet_cells(files: Sequence[Path], column: str, slots: dict[int, int]) -> Iterator[tuple[int, bytes, str]]:
+    import pyarrow.parquet as pq
+
+    first = 0  # row of the file's start over all files
+    for file in files:
+        row = first
+        blocks = _reading(file, lambda: pq.ParquetFile(file).iter_batches(256, columns=[column]))  # noqa: B023
+        while (block := _reading(file, lambda: next(blocks, None))) is not None:  # noqa: B023
+            for cell in block.column(0):
+                if row in slots:
+                    value = cell.as_py()
+                    value = value.get("bytes") if isinstance(value, dict) else value
+                    where = f"row {row - first} of {file}"
+                    if not isinstance(value, bytes):
+                        raise ValueError(f"{where} has no image bytes in column {column}: mend or remove it")
+                    yield slots[row], value, where
+                row += 1
+        first = row

@@ -26,27 +26,38 @@ class MaskedAutoencoder(nn.Module):
     `encoder.state_dict()` loads straight into a timm ViT for fine-tuning.
 
     Args:
-        encoder: a timm VisionTransformer with a class token. Its position embedding becomes the fixed
-            sine-cosine one, frozen while pre-training.
+        encoder: a timm VisionTransformer with a class token, built with global_pool="token" so that its last norm is
+            in use. Its position embedding becomes the fixed sine-cosine one, frozen while pre-training; its
+            classifier is removed.
         decoder_width, decoder_depth, decoder_heads: 512, 8, 16 in LiVT for every encoder size.
         norm_pix: compare each patch after normalising it by its own mean and unbiased variance.
 
     Raises:
-        ValueError: an encoder that is not a ViT with patch tokens, or widths the position embedding cannot fill.
+        ValueError: an encoder of another kind, or widths that the position embedding cannot fill.
     """
 
     def __init__(self, encoder, decoder_width=512, decoder_depth=8, decoder_heads=16, norm_pix=True):
         super().__init__()
         if not isinstance(encoder, vision_transformer.VisionTransformer):
             raise ValueError(f"encoder must be a timm VisionTransformer, got {type(encoder).__name__}")
-        if encoder.embed_dim % 4 or decoder_width % 4:
-            raise ValueError(f"widths must be multiples of 4, got {encoder.embed_dim} and {decoder_width}")
         grid, patch = encoder.patch_embed.grid_size, encoder.patch_embed.patch_size
-        channels = encoder.patch_embed.proj.in_channels
+        channels, prefix = encoder.in_chans, encoder.num_prefix_tokens
+        rows = None if encoder.pos_embed is None else encoder.pos_embed.shape[1]
+        if encoder.global_pool != "token" or encoder.reg_token is not None or rows != prefix + grid[0] * grid[1]:
+            raise ValueError(
+                "encoder must be built with global_pool='token', without register tokens, and with position rows for "
+                "patches and tokens alike"
+            )
+        if patch[0] != patch[1]:
+            raise ValueError(f"encoder must have square patches, got {patch}")
+        if encoder.embed_dim % 4 or decoder_width % 4 or decoder_width % decoder_heads:
+            raise ValueError(
+                f"widths must be multiples of 4, and the decoder's of its heads, got {encoder.embed_dim} and "
+                f"{decoder_width} with {decoder_heads} heads"
+            )
         self.encoder, self.norm_pix, self.patch_size = encoder, norm_pix, patch[0]
-        prefix = encoder.num_prefix_tokens
         encoder.pos_embed = nn.Parameter(sincos_position(grid, encoder.embed_dim, prefix), requires_grad=False)
-        encoder.head = nn.Identity()  # pre-training has no labels, and DDP wants every parameter used
+        encoder.reset_classifier(0)  # pre-training has no labels, and DDP wants every parameter used
         self.decoder_embed = nn.Linear(encoder.embed_dim, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
         self.register_buffer("decoder_position", sincos_position(grid, decoder_width, prefix), persistent=False)
@@ -108,7 +119,7 @@ class MaskedAutoencoder(nn.Module):
         tokens = [t for t in (vit.cls_token, getattr(vit, "dist_token", None)) if t is not None]
         first = torch.cat(tokens, dim=1) + vit.pos_embed[:, :prefix]
         x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
-        return vit.norm(vit.blocks(x)), order
+        return vit.norm(vit.blocks(vit.norm_pre(x))), order
 
     def decode(self, latent: Tensor, order: Tensor) -> Tensor:
         """Tokens of the visible patches -> predicted pixels of every patch (B, N, patch * patch * channels)."""
@@ -136,11 +147,13 @@ class MaskedAutoencoder(nn.Module):
             int(N * (1 - mask_ratio)) patches are kept.
 
         Raises:
-            ValueError: a mask ratio that leaves no patch visible or none hidden.
+            ValueError: a mask ratio that leaves no patch visible or none hidden, or noise of another shape.
         """
         count = self.encoder.patch_embed.num_patches
+        if noise is not None and noise.shape != (len(images), count):
+            raise ValueError(f"noise must be one number a patch, ({len(images)}, {count}), got {tuple(noise.shape)}")
         if not 0 < int(count * (1 - mask_ratio)) < count:
-            raise ValueError(f"mask_ratio {mask_ratio} leaves no patch of {count} visible, or none hidden")
+            raise ValueError(f"mask_ratio {mask_ratio} leaves no patch of {count} visible, or none hidden: try 0.75")
         latent, order = self.encode(images, mask_ratio, noise)
         prediction = self.decode(latent, order)
         mask = torch.ones(order.shape, device=images.device)

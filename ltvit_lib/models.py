@@ -4,9 +4,7 @@ Added here: compact ViTs for 8 and 32 pixel images (registered under timm names,
 ResNets that serve as teachers, the cosine classifier of LDAM, both heads' logits, and checkpoints from files.
 """
 
-import pickle
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from ltvit_lib import losses
@@ -15,6 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
+from timm.layers import resample_abs_pos_embed
 from timm.models import register_model
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -56,7 +55,8 @@ class NormedLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-1, 1))
+        # unit rows, as LDAM's: the longer a row, the smaller the gradient's turn of it
+        self.weight = nn.Parameter(F.normalize(torch.empty(out_features, in_features).uniform_(-1, 1), dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
@@ -140,8 +140,8 @@ def create(name: str, checkpoint: str | Path | None = None, **kwargs) -> nn.Modu
         model = resnet_cifar(int(cifar[1]), **kwargs)
     else:
         if not timm.is_model(name):
-            raise ValueError(f"no model {name!r}; known: timm's names, {', '.join(compact_names())}, resnet32_cifar")
-        check_patches(name, kwargs.get("img_size"))
+            raise ValueError(f"no model {name!r}: give a timm name, {', '.join(compact_names())} or resnet32_cifar")
+        check_patches(name, kwargs.get("img_size"), kwargs.get("patch_size"))
         model = timm.create_model(name, **kwargs)
     if checkpoint is not None:
         load_weights(model, checkpoint)
@@ -159,14 +159,16 @@ def patch_size(name: str) -> int | None:
     return int(patch[1]) if patch else None
 
 
-def check_patches(name: str, image_size: int | None) -> None:
-    """Raises ValueError where the patch size, read from the name, does not divide the image size."""
-    patch = patch_size(name)
-    if patch and image_size and image_size % patch:
-        raise ValueError(
-            f"patch size {patch} of {name} does not divide image size {image_size}: "
-            f"use {image_size // patch * patch or patch} pixels or another patch size"
-        )
+def check_patches(name: str, image_size: int | tuple[int, int] | None, patch: int | None = None) -> None:
+    """Raises ValueError where the patch size (None: read from the name) does not divide the image size."""
+    patch = patch_size(name) if patch is None else patch
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size,)
+    for side in sides:
+        if patch and side and side % patch:
+            raise ValueError(
+                f"patch size {patch} of {name} does not divide image size {side}: "
+                f"use {side // patch * patch or patch} pixels or another patch size"
+            )
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -179,7 +181,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if path.is_dir():
         path = path / "last.safetensors"
     if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}: give a run folder, a .safetensors or a .pth file")
+        raise ValueError(f"no checkpoint at {path}: give a finished run's folder, a .safetensors or a .pth file")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
@@ -188,10 +190,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(
                 f"{path} is truncated or no safetensors file ({error}): fetch or train it again"
             ) from error
-        return {k.removeprefix("model."): v for k, v in tensors.items()}
+        return {k.removeprefix("model.").removeprefix("module."): v for k, v in tensors.items()}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # a damaged file raises almost anything
         raise ValueError(
             f"{path} is truncated or holds more than weights, and was not unpickled: "
             "save its state_dict as safetensors where you trust it"
@@ -200,7 +202,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__} instead of a state_dict: save model.state_dict()")
-    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _from_released(weights: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
+    """Names of LDAM-DRW's and Saddle-LongTail's ResNets -> ours; their cosine classifier stores (in, out)."""
+    if "linear.weight" not in weights:
+        return weights
+    renamed = {}
+    for key, value in weights.items():
+        if key == "linear.weight" and "linear.bias" not in weights:
+            value = value.T
+        key = re.sub(r"^layer(\d)\.(\d+)", lambda m: f"blocks.{(int(m[1]) - 1) * blocks + int(m[2])}", key)
+        renamed[re.sub(r"^linear\b", "head", key)] = value
+    return renamed
 
 
 def load_weights(model: nn.Module, source: str | Path | dict, allow_missing: tuple[str, ...] = ()) -> None:
@@ -210,15 +225,10 @@ def load_weights(model: nn.Module, source: str | Path | dict, allow_missing: tup
         ValueError: names or shapes differ; the message names the first of them.
     """
     weights = source if isinstance(source, dict) else read_weights(source)
-    where = "the weights" if isinstance(source, dict) else str(source)
+    where = "the state_dict" if isinstance(source, dict) else str(source)
+    if isinstance(model, CifarResNet):
+        weights = _from_released(weights, len(model.blocks) // 3)
     own = model.state_dict()
-    for key in list(weights):
-        if (
-            key == "head.weight"
-            and "head.weight" in own
-            and own[key].shape == weights[key].T.shape != weights[key].shape
-        ):
-            weights[key] = weights[key].T  # the released cosine classifiers store (in, out)
     shape = [f"{k}: {tuple(own[k].shape)} here, {tuple(w.shape)} there" for k, w in weights.items()
              if k in own and own[k].shape != w.shape]  # fmt: skip
     missing = [k for k in own if k not in weights and not k.startswith(allow_missing or ("\0",))]
@@ -232,44 +242,32 @@ def load_weights(model: nn.Module, source: str | Path | dict, allow_missing: tup
 def load_encoder(model: VisionTransformer, source: str | Path) -> None:
     """Starts a ViT from a masked autoencoder's encoder: MGP's weights for balanced fine-tuning (LiVT section 4.3).
 
-    The classifier and the norm after pooling stay fresh; the position embedding is resized to the model's grid and,
-    unlike in pre-training, is trained. An encoder without a DIST token starts a distilled model, whose DIST token
-    then begins as a copy of its CLS token.
+    The classifier starts anew, near zero as in MAE and LiVT, and so does the norm after pooling; the position embedding
+    is resized to the model's grid and, unlike in pre-training, is trained. An encoder without a DIST token starts a
+    distilled model, whose DIST token then begins as a copy of its CLS token.
+
+    Raises:
+        ValueError: no masked autoencoder, or one of another shape.
     """
-    whole = read_weights(source)
-    weights = {k.removeprefix("encoder."): v for k, v in whole.items() if k.startswith("encoder.")}
-    if not weights:
+    weights = {k.removeprefix("encoder."): v for k, v in read_weights(source).items() if k.startswith("encoder.")}
+    if "pos_embed" not in weights:
         raise ValueError(f"{source} holds no masked autoencoder (no 'encoder.' weights): give a pre-training run")
     own = model.state_dict()
     if "norm.weight" not in own:  # average pooling has its own norm instead, which stays fresh
         weights = {k: v for k, v in weights.items() if not k.startswith("norm.")}
     position = weights["pos_embed"]
-    there = position.shape[1] - _patch_count(whole, source)
+    prefix = sum(token in weights for token in ("cls_token", "dist_token"))
     if "dist_token" in own and "dist_token" not in weights:
         weights["dist_token"] = weights["cls_token"].clone()
-        position = torch.cat([position[:, :1], position], dim=1)
-        there += 1
-    if position.shape[1:] != own["pos_embed"].shape[1:] and position.shape[2] == own["pos_embed"].shape[2]:
-        position = _resize_position(position, own["pos_embed"].shape[1] - model.num_prefix_tokens, there)
+        position, prefix = torch.cat([position[:, :1], position], dim=1), prefix + 1
+    if int((position.shape[1] - prefix) ** 0.5) ** 2 == position.shape[1] - prefix:  # bicubic, as MAE and LiVT
+        grid = list(model.patch_embed.grid_size)
+        position = resample_abs_pos_embed(position, grid, num_prefix_tokens=prefix, antialias=False)
     weights["pos_embed"] = position
     load_weights(model, weights, allow_missing=("head", "fc_norm"))
-
-
-def _patch_count(weights: dict[str, Tensor], source) -> int:
-    """Patches of the pre-trained grid: the square number just below the rows of the position embedding."""
-    rows = weights["encoder.pos_embed"].shape[1]
-    side = int((rows - 1) ** 0.5)
-    if rows - side**2 not in (1, 2):
-        raise ValueError(f"{source} has {rows} position rows, not a square grid with one or two tokens before it")
-    return side**2
-
-
-def _resize_position(position: Tensor, patches: int, prefix: int) -> Tensor:
-    """Bicubic, without aligned corners, as MAE and LiVT: (1, prefix + N, D) to another square grid."""
-    side, old = int(patches**0.5), int((position.shape[1] - prefix) ** 0.5)
-    grid = position[:, prefix:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
-    return torch.cat([position[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
+    for head in (model.head, getattr(model, "head_dist", None)):
+        if isinstance(head, nn.Linear):
+            nn.init.trunc_normal_(head.weight, std=2e-5)
 
 
 # --- using -----------------------------------------------------------------------------------------------------
@@ -283,7 +281,7 @@ def head_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None
     if not isinstance(model, VisionTransformerDistilled):
         return model(images), None
     tokens = model.forward_features(images)  # (B, 2 + N, D)
-    return model.head(tokens[:, 0]), model.head_dist(tokens[:, 1])
+    return model.head(model.head_drop(tokens[:, 0])), model.head_dist(model.head_drop(tokens[:, 1]))
 
 
 def logit_scale(model: nn.Module) -> float:
@@ -292,14 +290,30 @@ def logit_scale(model: nn.Module) -> float:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, train_prior=None, test_prior=None, loss: str = "ce", bias=None) -> Tensor:
-    """Probabilities (B, C) of normalised images, under a test prior of your choice.
+def predict(
+    model: nn.Module,
+    images: Tensor,
+    train_prior=None,
+    test_prior=None,
+    loss: str = "ce",
+    bias=None,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Probabilities (B, C) of normalised images, under a test prior of your choice; puts the model in eval mode.
 
     Args:
-        train_prior, test_prior: (C,); the logits are moved from the first to the second; None leaves them alone.
+        train_prior, test_prior: (C,); the logits are moved from the first to the second. Without a test prior the
+            softmax of the raw logits is returned.
         loss: "ce" or "bce", the family the model was trained with.
         bias: (C,) what was added to the logits in training (Bal-CE, Bal-BCE); None: nothing.
+        smoothing: label smoothing of the training targets.
+
+    Raises:
+        ValueError: a test prior without the training prior, or another loss.
     """
+    decide = {"ce": losses.decide_ce, "bce": losses.decide_bce}.get(loss)
+    if decide is None:
+        raise ValueError(f"loss must be 'ce' or 'bce', got {loss!r}")
     model.eval()
     cls, dist = head_logits(model, images)
     logits = (cls if dist is None else (cls + dist) / 2) * logit_scale(model)
@@ -307,8 +321,7 @@ def predict(model: nn.Module, images: Tensor, train_prior=None, test_prior=None,
         return logits.softmax(-1)
     if train_prior is None:
         raise ValueError("test_prior needs train_prior: longtail.prior(counts) of the training set")
-    decide: Callable = {"ce": losses.decide_ce, "bce": losses.decide_bce}[loss]
-    return decide(logits, train_prior, test_prior, bias=bias).softmax(-1)
+    return decide(logits, train_prior, test_prior, bias=bias, smoothing=smoothing).softmax(-1)
 
 
 @torch.no_grad()
@@ -317,6 +330,6 @@ def tau_normalise(model: nn.Module, tau: float = 1.0) -> None:
     head = model.get_classifier()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"tau_normalise needs one linear classifier, got {type(head).__name__}")
-    head.weight.div_(head.weight.norm(dim=1, keepdim=True) ** tau)
+    head.weight.div_(head.weight.norm(dim=1, keepdim=True).clamp_min(1e-12) ** tau)
     if head.bias is not None:
         head.bias.zero_()

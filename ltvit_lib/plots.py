@@ -4,6 +4,7 @@ One colour a method everywhere; groups always from frequent to rare. `save_figur
 the CSV that it was drawn from.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-FIGURES = Path(__file__).resolve().parents[1] / "figures"
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = {
     "ViT": "#999999",
@@ -131,8 +131,12 @@ def show_images(rows: dict[str, Tensor], titles: Sequence[str] = (), scale: floa
     return fig
 
 
-def save_figure(fig: Figure, name: str, table: pd.DataFrame, folder: Path = FIGURES) -> None:
-    """Writes figures/<name>.svg and the table it was drawn from, figures/data/<name>.csv."""
+def save_figure(fig: Figure, name: str, table: pd.DataFrame) -> None:
+    """Writes figures/<name>.svg and the table it was drawn from, figures/data/<name>.csv.
+
+    `figures` lies beside the package in a checkout, or where LTVIT_FIGURES says.
+    """
+    folder = Path(os.environ.get("LTVIT_FIGURES") or Path(__file__).resolve().parents[1] / "figures")
     (folder / "data").mkdir(parents=True, exist_ok=True)
     # fixed ids and no date: the same figure is the same file
     with plt.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):

@@ -7,21 +7,33 @@ table, [R] its released code.
 
 import dataclasses
 import difflib
+import inspect
+import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field, replace
 
-from ltvit_lib import augment
+from ltvit_lib import augment, losses, models
+
+import torch
+from timm.optim import list_optimizers
+from torch import Tensor
 
 POLICIES = {f.__name__: f for f in (augment.weak, augment.strong, augment.mgp, augment.geometric)}
+LOSSES = (
+    "cross_entropy", "balanced_ce", "bce", "balanced_bce", "nt_bce", "focal", "class_balanced", "ldam", "lade",
+    "influence_balanced", "vs",
+)  # fmt: skip
+WEIGHTED = ("cross_entropy", "ldam")  # the losses that take class weights, hence deferred re-weighting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What the four kinds of run share."""
 
-    name: str
-    reaches: str = ""  # what it should reach, and where that is published or was measured
+    name: str  # in `names()`, on figures and in the ledger
+    reaches: str = ""  # what it should reach, and where that is published or was measured; decides nothing
     # data
     data: str = "cifar10"  # digits, cifar10, cifar100, or the path of your own images
     rho: float | None = 100.0  # imbalance factor; None takes the images as they are
@@ -29,31 +41,31 @@ class Recipe:
     data_seed: int | None = 0  # of the selection; None follows the run's seed. 0 is the published selection
     evaluate_on: str = "test"  # "val" holds out a stratified tenth of the training images: for every choice
     # model
-    model: str = "vit_w96d6_patch4_32"
+    model: str = "vit_w96d6_patch4_32"  # a name that ltvit_lib.models.create knows
     image_size: int = 32  # what the model sees
-    drop_path: float = 0.0
+    drop_path: float = 0.0  # stochastic depth: chance that the last block is skipped; linear from 0 over the blocks
     # length and batch
-    epochs: int = 20
+    epochs: int = 20  # passes over the images, a last partial batch left out
     batch_size: int = 128  # effective: over all devices and accumulation steps
     micro_batch: int | None = None  # images a device sees at once; None: its whole share
     repeats: int = 1  # repeated augmentation: draws of one image an epoch, in as many images fewer
     # optimiser
-    optimizer: str = "adamw"
-    base_lr: float = 1e-3
+    optimizer: str = "adamw"  # or "sgd", or another of timm's that takes betas
+    base_lr: float = 1e-3  # peak learning rate, or what lr_batch makes of it
     lr_batch: int | None = None  # peak lr = base_lr * batch_size / lr_batch; None: base_lr itself
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's averages of the gradient and its square
     momentum: float = 0.9  # SGD
-    weight_decay: float = 0.05
-    layer_decay: float | None = None
+    weight_decay: float = 0.05  # AdamW: not on vectors, position embeddings and tokens
+    layer_decay: float | None = None  # each block learns at this share of the next one's rate
     schedule: str = "cosine"  # or "step": x 0.01 at each of lr_steps
     lr_steps: tuple[float, ...] = (0.8, 0.9)  # as shares of the run
-    warmup_epochs: float = 1.0
-    warmup_lr: float = 0.0
-    min_lr: float = 1e-6
+    warmup_epochs: float = 1.0  # the learning rate rises linearly
+    warmup_lr: float = 0.0  # from here
+    min_lr: float = 1e-6  # where the cosine ends
     warmup_prefix: bool = True  # MAE, LiVT: the cosine starts after warm-up; DeiT: it is cut by it
     # images
     policy: str = "strong"  # an augmentation of ltvit_lib.augment
-    policy_options: dict = field(default_factory=dict)
+    policy_options: dict = field(default_factory=dict)  # fields of its Policy to change
     normalise: str = "data"  # "data": the data set's own statistics; "imagenet"
     eval_crop: float = 1.0  # share of the side kept at test time
     precision: str = "fp32"  # or "bf16"
@@ -70,16 +82,16 @@ class Recipe:
 class Pretrain(Recipe):
     """Masked generative pre-training (LiVT section 4.1)."""
 
-    mask_ratio: float = 0.75
+    mask_ratio: float = 0.75  # share of the patches that are hidden
     norm_pix: bool = True  # [R]; Algorithm 1 has a plain squared error
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
-    policy: str = "mgp"
-    betas: tuple[float, float] = (0.9, 0.95)
-    base_lr: float = 1.5e-4
-    lr_batch: int | None = 256
-    min_lr: float = 0.0
+    decoder_width: int = 512  # [R] one decoder for every encoder size
+    decoder_depth: int = 8  # blocks
+    decoder_heads: int = 16  # attention heads
+    policy: str = "mgp"  # crops of 20 to 100 % and flips only
+    betas: tuple[float, float] = (0.9, 0.95)  # MAE's
+    base_lr: float = 1.5e-4  # MAE's
+    lr_batch: int | None = 256  # MAE's
+    min_lr: float = 0.0  # MAE's
     kind: typing.ClassVar[str] = "pretrain"
 
 
@@ -88,12 +100,12 @@ class Finetune(Recipe):
     """Supervised training of a ViT, from scratch or from a masked autoencoder (`init`), with any loss."""
 
     init: str | None = None  # the recipe whose run gives the starting weights
-    loss: str = "balanced_bce"  # a function of ltvit_lib.losses
-    loss_options: dict = field(default_factory=dict)
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    smoothing: float = 0.0
-    drw_epoch: int | None = None  # class weights from this epoch on, where the loss takes them
+    loss: str = "balanced_bce"  # one of LOSSES, in ltvit_lib.losses
+    loss_options: dict = field(default_factory=dict)  # its arguments beside logits, target, prior and counts
+    mixup: float = 0.8  # alpha of its Beta distribution; 0 is off
+    cutmix: float = 1.0  # likewise; with both, one of the two is drawn for every batch
+    smoothing: float = 0.0  # of the labels: 1 - e + e / C on the label, as timm
+    drw_epoch: int | None = None  # class weights from this epoch (of 0, 1, ...) on, for the losses in WEIGHTED
     kind: typing.ClassVar[str] = "finetune"
 
 
@@ -101,21 +113,21 @@ class Finetune(Recipe):
 class Teacher(Finetune):
     """A convolutional teacher: CE or LDAM, deferred re-weighting, SGD or SAM (LDAM-DRW; Saddle-LongTail)."""
 
-    loss: str = "ldam"
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    model: str = "resnet32_cifar"
-    width: int = 16
+    loss: str = "ldam"  # margins grow with rarity
+    mixup: float = 0.0  # off
+    cutmix: float = 0.0  # off
+    model: str = "resnet32_cifar"  # resnet<depth>_cifar
+    width: int = 16  # channels of the first stage
     normed: bool = True  # LDAM's cosine classifier
-    sam_rho: float = 0.0  # 0 is the plain optimiser
-    optimizer: str = "sgd"
-    base_lr: float = 0.1
-    weight_decay: float = 2e-4
-    schedule: str = "step"
-    warmup_epochs: float = 5.0
-    policy: str = "weak"
-    epochs: int = 200
-    drw_epoch: int | None = 160
+    sam_rho: float = 0.0  # radius of SAM's step; 0 is the plain optimiser
+    optimizer: str = "sgd"  # with momentum .9
+    base_lr: float = 0.1  # LDAM-DRW's, as the rest below
+    weight_decay: float = 2e-4  # on every parameter
+    schedule: str = "step"  # x .01 at 80 and at 90 % of the epochs
+    warmup_epochs: float = 5.0  # (epoch + 1) / 5 of the rate
+    policy: str = "weak"  # crops of the padded image, and flips
+    epochs: int = 200  # LDAM-DRW's
+    drw_epoch: int | None = 160  # where the learning rate falls
     kind: typing.ClassVar[str] = "teacher"
 
 
@@ -130,10 +142,10 @@ class Distil(Finetune):
     teacher: str = ""  # the recipe of the teacher
     loss: str = "cross_entropy"  # on CLS
     alpha: float = 0.5  # weight of the DIST term
-    beta: float = 0.9999  # effective number of samples
-    drw_mixup: bool = False
-    model: str = "deit_w96d6_patch4_32_distilled"
-    smoothing: float = 0.1
+    beta: float = 0.9999  # effective number of samples, for the weights of the DIST term
+    drw_mixup: bool = False  # keep mixing and smoothing to the end [R: ImageNet-LT and iNaturalist]
+    model: str = "deit_w96d6_patch4_32_distilled"  # one with a DIST token
+    smoothing: float = 0.1  # [P]; [R] on CIFAR: none while DRW runs
     kind: typing.ClassVar[str] = "distil"
 
 
@@ -163,6 +175,14 @@ DIGITS_MGP = _add(
     )
 )  # fmt: skip
 DIGITS_LIVT = _add(replace(DIGITS_VIT_BAL_BCE, name="digits_livt", init="digits_mgp", epochs=200, layer_decay=0.75))
+# LiVT Table 5: as many images, but balanced, for the first stage only.
+_add(replace(DIGITS_MGP, name="digits_mgp_balanced", rho=None, per_class=34))
+_add(replace(DIGITS_LIVT, name="digits_livt_from_balanced", init="digits_mgp_balanced"))
+for _epochs in (150, 300, 1200):  # LiVT Figure 7: how long to pre-train
+    _add(replace(DIGITS_MGP, name=f"digits_mgp_{_epochs}", epochs=_epochs))
+    _add(replace(DIGITS_LIVT, name=f"digits_livt_{_epochs}", init=f"digits_mgp_{_epochs}"))
+for _name, _loss in (("ce", "cross_entropy"), ("bce", "bce"), ("bal_ce", "balanced_ce")):
+    _add(replace(DIGITS_LIVT, name=f"digits_mgp_{_name}", loss=_loss))  # LiVT Table 6: one encoder, four losses
 DIGITS_TEACHER = _add(
     Teacher(
         name="digits_teacher_ldam_drw_sam", model="resnet8_cifar", epochs=120, drw_epoch=96, sam_rho=0.05,
@@ -175,6 +195,9 @@ DIGITS_DEIT_LT = _add(
         epochs=300, drw_epoch=270, **_digits | dict(mixup=0.8, cutmix=1.0),
     )
 )  # fmt: skip
+
+# Table 5's question, at this scale: what deferred re-weighting adds.
+_add(replace(DIGITS_DEIT_LT, name="digits_deit_lt_no_drw", drw_epoch=None))
 
 # --- laptop ----------------------------------------------------------------------------------------------------
 # Real CIFAR-10-LT, 12,406 images, 96 steps an epoch. The strong policy keeps the frame: a random tenth of a 32 pixel
@@ -220,12 +243,6 @@ PAPER_C10_DEIT_LT_B = _add(
         reaches="84.8 % (DeiT-LT Table 2, with L-D-SAM as teacher)",
     )
 )  # fmt: skip
-PAPER_IN_LT_MGP_B = _add(
-    Pretrain(
-        name="paper_in_lt_mgp_b", data="imagenet-lt", rho=None, model="vit_base_patch16_224", image_size=224,
-        epochs=800, batch_size=4096, warmup_epochs=40.0, normalise="imagenet", eval_crop=0.875, precision="bf16",
-    )
-)  # fmt: skip
 
 
 def names() -> list[str]:
@@ -233,7 +250,7 @@ def names() -> list[str]:
     return list(_RECIPES)
 
 
-def get(name: str, **overrides) -> Recipe:
+def get(name: str, /, **overrides) -> Recipe:
     """A recipe by name, with fields replaced.
 
     Raises:
@@ -244,67 +261,170 @@ def get(name: str, **overrides) -> Recipe:
     return override(_RECIPES[name], **overrides)
 
 
-def override(recipe: Recipe, **overrides) -> Recipe:
+def override(recipe: Recipe, /, **overrides) -> Recipe:
     """`dataclasses.replace`, after checking names, types and ranges."""
     hints = typing.get_type_hints(type(recipe))
     fields = [f.name for f in dataclasses.fields(recipe)]
+    changed = {}
     for key, value in overrides.items():
         if key not in fields:
             raise ValueError(f"{recipe.name} has no field {key!r}{_closest(key, fields)}; fields: {', '.join(fields)}")
-        if isinstance(value, list):
-            overrides[key] = value = tuple(value)
+        value = tuple(value) if isinstance(value, list) else value
         if not _fits(value, hints[key]):
-            raise ValueError(f"{key} must be {_readable(hints[key])}, got {value!r}")
-    changed = replace(recipe, **overrides)
+            raise ValueError(f"{recipe.name}: {key} must be {_readable(hints[key])}, got {value!r}")
+        changed[key] = float(value) if _is_whole(value) and not _fits(value, hints[key], exact=True) else value
+    changed = replace(recipe, **changed)
     check(changed)
     return changed
 
 
 def _closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _fits(value, hint) -> bool:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if isinstance(value, bool):
-            if origin is bool:
-                return True
-        elif isinstance(value, origin) or (origin is float and isinstance(value, int)):
-            return True
-    return False
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fits(value, hint, exact: bool = False) -> bool:
+    """Whether a value is of a field's type; a whole number does for a float unless `exact`."""
+    if typing.get_origin(hint) is tuple:
+        entries = typing.get_args(hint)
+        right_length = entries[-1] is Ellipsis or (isinstance(value, tuple) and len(value) == len(entries))
+        return isinstance(value, tuple) and right_length and all(_fits(v, entries[0]) for v in value)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, option, exact) for option in typing.get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, hint) or (hint is float and _is_whole(value) and not exact)
 
 
 def _readable(hint) -> str:
+    if typing.get_origin(hint) is tuple:
+        entries = typing.get_args(hint)
+        return "a list of numbers" if entries[-1] is Ellipsis else f"a list of {len(entries)} numbers"
     return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint).replace("NoneType", "None")
 
 
+def loss_arguments(recipe: Finetune, prior: Tensor, counts: Tensor) -> dict:
+    """What a recipe's loss gets beside logits, target, features and DRW weights: its options, prior and counts."""
+    options = dict(recipe.loss_options)
+    if options.get("test_prior") == "uniform":
+        options["test_prior"] = torch.full_like(prior, 1 / len(prior))
+    asks = inspect.signature(getattr(losses, recipe.loss)).parameters
+    return {k: v for k, v in {"prior": prior, "counts": counts}.items() if k in asks} | options
+
+
 def check(recipe: Recipe) -> None:
-    """Refuses what could only fail later, in one sentence."""
-    problems = {
-        "epochs must be at least 1": recipe.epochs < 1,
-        "batch_size must be at least 1": recipe.batch_size < 1,
-        "micro_batch must divide batch_size": recipe.micro_batch and recipe.batch_size % recipe.micro_batch,
-        "repeats must be at least 1": recipe.repeats < 1,
-        "base_lr must be positive": recipe.base_lr <= 0,
-        "rho must be at least 1 (n_max / n_min); None keeps the images as they are": (
-            recipe.rho is not None and not recipe.rho >= 1
-        ),
-        "evaluate_on must be 'test' or 'val'": recipe.evaluate_on not in ("test", "val"),
-        "precision must be 'fp32' or 'bf16'": recipe.precision not in ("fp32", "bf16"),
-        "schedule must be 'cosine' or 'step'": recipe.schedule not in ("cosine", "step"),
-        "normalise must be 'data' or 'imagenet'": recipe.normalise not in ("data", "imagenet"),
-        f"policy must be one of {', '.join(POLICIES)}": recipe.policy not in POLICIES,
-        "warmup_epochs must be shorter than the run": recipe.warmup_epochs >= recipe.epochs,
-    }
-    if isinstance(recipe, Finetune):
-        mixes = recipe.mixup > 0 or recipe.cutmix > 0
-        odd = recipe.batch_size % 2 or (recipe.micro_batch or 0) % 2
-        problems["mixup and cutmix pair images: batch_size and micro_batch must be even"] = mixes and odd
-        problems["smoothing must lie in 0..1"] = not 0 <= recipe.smoothing < 1
-        problems["drw_epoch must come before the last epoch"] = (recipe.drw_epoch or 0) >= recipe.epochs
-    for problem, found in problems.items():
+    """Refuses what could only fail later.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    for problem, found in _problems(recipe).items():
         if found:
             raise ValueError(f"{recipe.name}: {problem}")
+    try:
+        models.check_patches(recipe.model, recipe.image_size)
+        POLICIES[recipe.policy](recipe.image_size, (0.5,), (0.5,), **recipe.policy_options)
+        if isinstance(recipe, Finetune):
+            _try_loss(recipe)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{recipe.name}: {error}") from error
+
+
+def _problems(r: Recipe) -> dict[str, bool]:
+    """Sentences, and whether they apply. `not x > 0` also catches NaN."""
+    problems = {
+        "epochs, batch_size and repeats must be at least 1": min(r.epochs, r.batch_size, r.repeats) < 1,
+        "image_size must be at least 1 pixel": r.image_size < 1,
+        "micro_batch must be at least 1 and divide batch_size": (
+            r.micro_batch is not None and (r.micro_batch < 1 or r.batch_size % r.micro_batch)
+        ),
+        "base_lr must be positive": not 0 < r.base_lr < math.inf,
+        "lr_batch must be at least 1": r.lr_batch is not None and r.lr_batch < 1,
+        "warmup_lr, min_lr, momentum and weight_decay must not be negative": (
+            not all(0 <= v < math.inf for v in (r.warmup_lr, r.min_lr, r.momentum, r.weight_decay))
+        ),
+        "betas must lie in 0..1": not all(0 <= b < 1 for b in r.betas),
+        "layer_decay must lie in 0..1, and needs another optimizer than sgd": (
+            r.layer_decay is not None and not (0 < r.layer_decay <= 1 and r.optimizer != "sgd")
+        ),
+        "drop_path must lie in 0..1": not 0 <= r.drop_path < 1,
+        "lr_steps must lie in 0..1, in ascending order": (
+            not all(0 < s < 1 for s in r.lr_steps) or list(r.lr_steps) != sorted(r.lr_steps)
+        ),
+        f"warmup_epochs ({r.warmup_epochs:g}) must be shorter than epochs ({r.epochs}): set both": (
+            not 0 <= r.warmup_epochs < r.epochs
+        ),
+        "rho must be at least 1 (n_max / n_min); None keeps the images as they are": (
+            r.rho is not None and not 1 <= r.rho < math.inf
+        ),
+        "per_class must be at least 1": r.per_class is not None and r.per_class < 1,
+        "eval_crop must lie in 0..1": not 0 < r.eval_crop <= 1,
+    }
+    known = {
+        "evaluate_on": ("test", "val"), "precision": ("fp32", "bf16"), "schedule": ("cosine", "step"),
+        "normalise": ("data", "imagenet"), "policy": tuple(POLICIES), "optimizer": ("sgd", *list_optimizers()),
+    }  # fmt: skip
+    for key, values in known.items():
+        value, some = getattr(r, key), values if len(values) < 9 else ("adamw", "sgd")
+        problems[f"no {key} {value!r}{_closest(value, values)}; known: {', '.join(some)}"] = value not in values
+    if isinstance(r, Pretrain):
+        patches = (r.image_size // (models.patch_size(r.model) or r.image_size)) ** 2
+        problems["mask_ratio must leave a patch visible and one hidden"] = (
+            not 0 < r.mask_ratio < 1 or not 0 < int(patches * (1 - r.mask_ratio)) < patches
+        )
+    if isinstance(r, Finetune):
+        mixes, last = r.mixup > 0 or r.cutmix > 0, r.epochs - 1
+        problems |= {
+            "mixup and cutmix must not be negative": not (r.mixup >= 0 and r.cutmix >= 0),
+            "mixup and cutmix pair images: batch_size and micro_batch must be even": (
+                mixes and (r.batch_size % 2 or (r.micro_batch or 0) % 2)
+            ),
+            "smoothing must lie in 0..1": not 0 <= r.smoothing < 1,
+            f"drw_epoch must lie in 0..{last}, the last epoch; None turns it off": (
+                r.drw_epoch is not None and not 0 <= r.drw_epoch <= last
+            ),
+            f"{r.loss} takes no class weights: set drw_epoch to None, or choose {' or '.join(WEIGHTED)}": (
+                r.drw_epoch is not None and not isinstance(r, Distil) and r.loss not in WEIGHTED
+            ),
+            "lade compares the images of a whole batch: leave micro_batch at None": (
+                r.loss == "lade" and r.micro_batch not in (None, r.batch_size)
+            ),
+            f"no loss {r.loss!r}{_closest(r.loss, LOSSES)}; known: {', '.join(LOSSES)}": r.loss not in LOSSES,
+        }
+    if isinstance(r, Teacher):
+        problems |= {
+            "sam_rho must not be negative": not 0 <= r.sam_rho < math.inf,
+            "width must be at least 1": r.width < 1,
+            "normed gives cosines, which only ldam scales: set normed to False with another loss": (
+                r.normed and r.loss != "ldam"
+            ),
+            "normed is an option of resnet<depth>_cifar: set it to False with another model": (
+                r.normed and not re.fullmatch(r"resnet\d+_cifar", r.model)
+            ),
+        }
+    if isinstance(r, Distil):
+        problems["alpha and beta must lie in 0..1"] = not (0 <= r.alpha <= 1 and 0 <= r.beta < 1)
+    return problems
+
+
+def _try_loss(recipe: Finetune) -> None:
+    """Calls the loss on two images, with soft targets if there will be some: only then is everything known to fit."""
+    logits, target = torch.zeros(2, 2), torch.tensor([0, 1])
+    if recipe.mixup > 0 or recipe.cutmix > 0 or recipe.smoothing > 0:
+        target = torch.eye(2)
+    arguments = loss_arguments(recipe, torch.tensor([0.75, 0.25]), torch.tensor([3.0, 1.0]))
+    function = getattr(losses, recipe.loss)
+    asks = set(inspect.signature(function).parameters) - {"logits", "cosines", "target", "counts", "features"}
+    unknown = [k for k in recipe.loss_options if k not in asks]
+    if unknown:
+        raise ValueError(
+            f"{recipe.loss} has no option {unknown[0]!r}{_closest(unknown[0], list(asks))}; "
+            f"it takes {', '.join(sorted(asks - {'prior'})) or 'none'}"
+        )
+    if recipe.loss == "influence_balanced" and not isinstance(recipe, Distil):
+        arguments["features"] = torch.zeros(2, 1)
+    function(logits, target, **arguments)

@@ -265,6 +265,30 @@ def ledger(path: Path = LEDGER) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"data": str, "commit": str})
 
 
+def shots(methods: dict[str, tuple[str, str]], table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The ledger's accuracies as `plots.plot_shot_accuracy` wants them: method, group, accuracy, seed, recipe, head.
+
+    Args:
+        methods: label -> (recipe, head), in the order of the figure.
+        table: rows to look in; None: the ledger, unchanged recipes evaluated on the test set.
+
+    Raises:
+        ValueError: a recipe and head without a row.
+    """
+    if table is None:
+        table = ledger()
+        table = table[table["overrides"].isna() & (table["evaluated_on"] == "test")]
+    parts = []
+    for method, (recipe, head) in methods.items():
+        rows = table[(table["recipe"] == recipe) & (table["head"] == head)]
+        if rows.empty:
+            raise ValueError(f"no row of {recipe}, head {head}: run it, then record it with `make ledger`")
+        values = ["all", "head_classes", "mid", "tail", "many", "medium", "few", "ece"]
+        rows = rows.melt(["recipe", "head", "seed"], values, "group", "accuracy")
+        parts.append(rows.assign(method=method, group=rows["group"].replace("head_classes", "head")))
+    return pd.concat(parts)[["method", "group", "accuracy", "seed", "recipe", "head"]]
+
+
 def ledger_rows(run: Run) -> list[dict]:
     """One row for each head of a finished run (one without accuracies for a pre-training run)."""
     recipe, result, env = run.recipe, run.result, json.loads((run.path / "env.json").read_text())
@@ -276,10 +300,15 @@ def ledger_rows(run: Run) -> list[dict]:
     cost = {k: result[k] for k in ("final_loss", "seconds", "images_per_second", "peak_memory_mib")}
     heads = result["heads"] or {"": {}}
     return [
-        common | {"head": head} | {k: v for k, v in values.items() if not isinstance(v, list)} | cost
+        common | {"head": head} | _numbers(values) | cost
         | {k: env[k] for k in ("device", "torch", "timm", "commit")}
         for head, values in heads.items()
     ]  # fmt: skip
+
+
+def _numbers(values: dict) -> dict:
+    """A head's single numbers; the group `head` becomes `head_classes`, since a column `head` names the token."""
+    return {"head_classes" if k == "head" else k: v for k, v in values.items() if not isinstance(v, list)}
 
 
 def record(folders: list[Run], path: Path = LEDGER) -> pd.DataFrame:

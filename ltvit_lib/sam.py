@@ -13,21 +13,6 @@ from torch import Tensor, nn
 
 
 @contextmanager
-@torch.no_grad()
-def _displaced(parameters: list[nn.Parameter], rho: float) -> Iterator[Tensor]:
-    norm = torch.stack([p.grad.norm() for p in parameters]).norm()
-    saved = [p.detach().clone() for p in parameters]  # the one copy: w + e - e would not be w in floating point
-    scale = rho / (norm + 1e-12)
-    try:
-        for p in parameters:
-            p.addcmul_(p.grad, scale.to(p.dtype))
-        yield norm
-    finally:
-        for p, original in zip(parameters, saved, strict=True):
-            p.copy_(original)
-
-
-@contextmanager
 def ascended(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[Tensor]:
     """Moves the weights to w + rho * g / |g| while the block runs, then back, bit for bit.
 
@@ -48,16 +33,29 @@ def ascended(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[Tensor]
         ValueError: rho is negative or no parameter has a gradient.
     """
     moved = [p for p in parameters if p.grad is not None]
-    if rho < 0:
-        raise ValueError(f"rho must not be negative, got {rho}")
+    if not rho >= 0:
+        raise ValueError(f"rho must be 0 or more, got {rho}")
     if not moved:
         raise ValueError("no parameter has a gradient: call backward() before ascended()")
-    with _displaced(moved, rho) as norm, torch.enable_grad():
+    norm = torch.stack([p.grad.norm() for p in moved]).norm()
+    scale = rho / (norm + 1e-12)
+    saved = [p.detach().clone() for p in moved]  # the one copy: w + e - e would not be w in floating point
+    try:
+        with torch.no_grad():
+            for p in moved:
+                p.addcmul_(p.grad, scale.to(p.dtype))
         yield norm
+    finally:
+        with torch.no_grad():
+            for p, original in zip(moved, saved, strict=True):
+                p.copy_(original)
 
 
 def sharpness(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], rho: float) -> float:
-    """How much the loss rises at w + rho * g / |g|: L(w + e) - L(w). Small is flat (Foret et al. 2021, equation 1)."""
+    """How much the loss rises at w + rho * g / |g|: L(w + e) - L(w). Small is flat (Foret et al. 2021, equation 1).
+
+    Clears the gradients. A model with BatchNorm or dropout belongs in eval mode, so that both losses see one network.
+    """
     parameters = list(parameters)
     for p in parameters:
         p.grad = None

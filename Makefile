@@ -1,0 +1,60 @@
+# make demo   the quickstart notebook, live: a plain ViT fails on the tail, LiVT and DeiT-LT recover it
+# make test   lint, unit tests, and every notebook executed and compared with its stored outputs
+# make lab    JupyterLab on notebooks/
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+PAGES ?= $(wildcard notebooks/*.py)
+
+.PHONY: demo test lint unit nbval lab notebooks ledger readme measures bench clean
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: .venv/installed
+	@mkdir -p runs/figures
+	LTVIT_FIGURES=$(CURDIR)/runs/figures $(RUN) papermill notebooks/00_quickstart.ipynb runs/quickstart.ipynb --cwd notebooks
+	@echo && $(BIN)/python workflow/pages.py show runs/quickstart.ipynb
+	@echo "The executed notebook: runs/quickstart.ipynb. Its figures: runs/figures/*.svg, each beside the data it shows."
+
+test: lint unit nbval
+
+lint: .venv/installed
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+unit: .venv/installed
+	$(RUN) pytest tests
+
+nbval: .venv/installed
+	LTVIT_FIGURES=$(CURDIR)/runs/figures TQDM_DISABLE=1 $(RUN) pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/*.ipynb
+
+lab: .venv/installed
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+# The .py is edited, the .ipynb beside it is the same cells plus outputs. Runners in notebooks/full keep no outputs.
+notebooks: .venv/installed
+	$(BIN)/jupytext --quiet --to ipynb --update notebooks/full/*.py
+	for page in $(PAGES); do \
+	  $(BIN)/jupytext --quiet --to ipynb --update $$page && \
+	  TQDM_DISABLE=1 $(RUN) jupyter nbconvert --log-level=WARN --to notebook --inplace --execute $${page%.py}.ipynb || exit 1; \
+	done
+	$(BIN)/python workflow/pages.py tidy notebooks/*.ipynb
+
+measures: .venv/installed
+	$(BIN)/python workflow/measure.py runs
+
+readme: .venv/installed
+	$(BIN)/python workflow/readme.py
+
+ledger: .venv/installed
+	$(RUN) ltvit_lib.runs runs
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/steps.py
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,215 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 11 · DeiT-LT: two experts in one transformer
+#
+# **Question.** A ViT lacks the CNN's sense of locality, which rare classes need most. Can a small CNN teach it, and what must the
+# lesson look like?
+#
+# DeiT-LT section 4; the claims of **Tables 1, 5 and S.3** at the scale of digits and of a laptop. Live part: 35 seconds on two
+# CPU cores; full run: [full/distil](full/distil.ipynb).
+
+# %% tags=["parameters"]
+seed: int = 0  # of the tail, the weights and the mixing
+length: float = 0.5  # share of the full schedules, for the live runs
+alpha: float = 0.5  # weight of the DIST term in the live run
+
+# %%
+import tempfile
+from pathlib import Path
+
+from ltvit_lib import augment, longtail, losses, models, plots, published, recipes, runs, train
+from ltvit_lib.exercises import check
+
+import numpy as np
+import pandas as pd
+import torch
+from timm.data import Mixup
+
+folder = Path(tempfile.mkdtemp(prefix="ltvit-"))
+
+# %% [markdown]
+# ## The teacher
+# A ResNet-8 trained with LDAM margins, deferred re-weighting and SAM: small, quick, and good on rare classes.
+
+# %%
+teacher_run = train.fit(recipes.shortened("digits_teacher_ldam_drw_sam", length), folder / "teacher", seed)
+teacher, split = train.build(teacher_run)
+pd.DataFrame(teacher_run.result["heads"]).T[["all", "head", "mid", "tail"]].astype(float).mul(100).round(1)
+
+# %% [markdown]
+# ## What the student sees
+# The student trains on augmented images that mixup and cutmix blend in pairs. The teacher is asked about *the very same* images.
+
+# %%
+generator = torch.Generator().manual_seed(2)
+policy = augment.geometric(8, split.mean, split.std)
+pick = torch.randperm(len(split.train), generator=generator)[:64]
+labels = split.train.targets[pick]
+clean = augment.evaluate(split.train.images[pick], 8, split.mean, split.std)
+augmented = augment.apply(policy, split.train.images[pick], augment.draw(policy, 64, generator))
+np.random.seed(3)  # timm's Mixup draws from numpy's global state
+mixed, _ = Mixup(0.8, 0.0, label_smoothing=0.0, num_classes=10)(augmented.clone(), labels)
+cut, _ = Mixup(0.0, 1.0, label_smoothing=0.0, num_classes=10)(augmented.clone(), labels)
+back = lambda x: x[:10] * split.std[0] + split.mean[0]
+_ = plots.show_images({"image": back(clean), "augmented": back(augmented), "mixup": back(mixed), "cutmix": back(cut)})
+
+# %%
+@torch.no_grad()
+def teacher_on(images):
+    """Share of images whose label the teacher names, and the mean entropy of its answer in nats (scale s = 30)."""
+    p = (teacher(images) * models.logit_scale(teacher)).softmax(1)
+    entropy = -(p * p.clamp_min(1e-12).log()).sum(1).mean()
+    return {"agrees with the label": (p.argmax(1) == labels).double().mean().item(), "entropy": entropy.item()}
+
+
+views = {"image": clean, "augmented": augmented, "mixup": mixed, "cutmix": cut}
+pd.DataFrame({name: teacher_on(x) for name, x in views.items()}).T.round(2)
+
+# %% [markdown]
+# On mixed images, which it never saw in training, the teacher often names another class than the label's. DeiT-LT's surprising
+# observation (Table 1) is that such *out-of-distribution* answers teach the student more: they say what the teacher looks for, rather
+# than repeat the label.
+
+# %%
+published.table("DeiT-LT", "1")
+
+# %% [markdown]
+# ## Two tokens, two lessons
+#
+# $$\mathcal L = (1-\alpha)\,\mathrm{CE}(z^{\mathrm{CLS}}, y) + \alpha\, \frac{\sum_i w_{t_i}\,\mathrm{CE}(z_i^{\mathrm{DIST}}, t_i)}{\sum_i w_{t_i}},
+# \qquad t = \arg\max \text{teacher}(x)$$
+#
+# The weights $w$ are 1 until the last part of training; then they favour classes with few images (DRW), images are no longer mixed,
+# and DIST becomes the tail's expert.
+
+# %%
+def by_hand(cls, dist, y, teacher_logits, w):
+    t = teacher_logits.argmax(1)
+    on_labels = -cls.log_softmax(1)[range(len(y)), y].mean()
+    on_teacher = -(w[t] * dist.log_softmax(1)[range(len(y)), t]).sum() / w[t].sum()
+    return 0.5 * on_labels + 0.5 * on_teacher
+
+
+cls, dist, teacher_logits = torch.randn(3, 6, 10, dtype=torch.float64)
+y, w = torch.tensor([0, 0, 1, 3, 9, 9]), longtail.drw_weights(split.counts, epoch=270, start=270)
+library = losses.distillation(cls, dist, y, teacher_logits, weight=w)
+assert torch.allclose(by_hand(cls, dist, y, teacher_logits, w), library["loss"])
+print("weights:", [round(v, 2) for v in w.tolist()])
+
+# %% [markdown]
+# ## Train it
+
+# %%
+recipe = recipes.shortened("digits_deit_lt", length, alpha=alpha)
+student_run = train.fit(recipe, folder / "student", seed, teacher=teacher_run)
+ax = plots.plot_curves(student_run.curve, "loss")
+_ = ax.axvline(recipe.drw_epoch, color="#333333", lw=1, ls="--")
+_ = ax.text(recipe.drw_epoch, ax.get_ylim()[1], "deferred re-weighting ", ha="right", va="top", fontsize=9)
+
+# %%
+pd.DataFrame(student_run.result["heads"]).T[["all", "head", "mid", "tail"]].astype(float).mul(100).round(1)
+
+# %% [markdown]
+# ## The experts over three seeds (the question of Table S.3)
+
+# %%
+experts = {
+    "DeiT-LT, CLS": ("digits_deit_lt", "cls"),
+    "DeiT-LT, DIST": ("digits_deit_lt", "dist"),
+    "DeiT-LT": ("digits_deit_lt", "avg"),
+    "Teacher CNN": ("digits_teacher_ldam_drw_sam", "cls"),
+}
+table = runs.shots(experts)
+fig = plots.plot_shot_accuracy(table).figure
+plots.save_figure(fig, "deit_lt_experts", table)
+
+# %% [markdown]
+# *Digits-LT, rho = 40, three seeds, whiskers one sample sd.* TAKE_EXPERTS
+#
+# ## What deferral adds (a row of Table 5)
+
+# %%
+names = {"with DRW": "digits_deit_lt", "without DRW": "digits_deit_lt_no_drw"}
+parts = [runs.shots({name: (r, h) for name, r in names.items()}).assign(head=h) for h in ("cls", "dist", "avg")]
+ablation = pd.concat(parts)
+shown = ablation[ablation["group"].isin(["all", "head", "mid", "tail"])]
+shown = shown.pivot_table(index=["head", "method"], columns="group", values="accuracy", aggfunc=["mean", "std"], sort=False) * 100
+shown["mean"].round(1).astype(str) + " ± " + shown["std"].round(1).astype(str)
+
+# %% [markdown]
+# TAKE_DRW
+#
+# ## On real images
+# CIFAR-10-LT, rho = 100, at laptop scale: 24 epochs instead of the paper's 1,200.
+
+# %%
+laptop = {
+    "ViT": ("laptop_vit_ce", "cls"),
+    "DeiT-LT, CLS": ("laptop_deit_lt", "cls"),
+    "DeiT-LT, DIST": ("laptop_deit_lt", "dist"),
+    "DeiT-LT": ("laptop_deit_lt", "avg"),
+    "Teacher CNN": ("laptop_teacher_ldam_drw_sam", "cls"),
+}
+table = runs.shots(laptop)
+fig = plots.plot_shot_accuracy(table).figure
+plots.save_figure(fig, "deit_lt_laptop", table)
+
+# %%
+ours = table[table["group"].isin(["all", "head", "mid", "tail"])].pivot_table(
+    index="method", columns="group", values="accuracy", sort=False
+)
+ours = ours.mul(100).round(1).rename(index={"DeiT-LT, CLS": "cls", "DeiT-LT, DIST": "dist", "DeiT-LT": "avg"})
+pd.concat({"ours, 24 epochs": ours.loc[["cls", "dist", "avg"]], "paper, 1,200 epochs (Table S.3)": published.table("DeiT-LT", "S.3")}, axis=1)
+
+# %% [markdown]
+# TAKE_LAPTOP11
+#
+# ## Takeaways
+# TAKE11
+#
+# ## Exercises
+# 1. Set `alpha = 0` above: what is left of DIST, and of the average?
+
+# %%
+def drw_weight(n, counts, beta):
+    """DeiT-LT's weight of a class with n images: proportional to (1 - beta) / (1 - beta^n), with a sum of C over `counts`."""
+    return None  # your code
+
+
+reference = lambda n, counts, beta: longtail.effective_number_weights(counts, beta)[list(counts).index(n)]
+check(drw_weight, reference, (50, (5000, 500, 50), 0.9999), (120, (120, 30, 3), 0.99))
+
+# %%
+def experts_average(cls_logits, dist_logits):
+    """What DeiT-LT decides by: the average of the two heads' logits, as class ids (B,)."""
+    return None  # your code
+
+
+check(experts_average, lambda c, d: ((c + d) / 2).argmax(1), (cls, dist), (dist, teacher_logits))
+
+# %% [markdown]
+# <details><summary>Solutions</summary>
+#
+# ```python
+# def drw_weight(n, counts, beta):
+#     raw = [(1 - beta) / (1 - beta**m) for m in counts]
+#     return (1 - beta) / (1 - beta**n) * len(counts) / sum(raw)
+#
+# def experts_average(cls_logits, dist_logits):
+#     return (cls_logits + dist_logits).argmax(1)
+# ```
+# </details>
+#
+# **Next:** back to [00 · quickstart](00_quickstart.ipynb), or to full size: [full/distil](full/distil.ipynb).

@@ -1,0 +1,111 @@
+"""Sharpness-aware ascent: exact on a quadratic, and it leaves no trace on the weights."""
+
+from ltvit_lib.sam import ascended, sharpness
+
+import pytest
+import torch
+from torch import nn
+
+A = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
+
+
+def quadratic(w: torch.Tensor) -> torch.Tensor:
+    return 0.5 * w @ A @ w
+
+
+def test_gradient_on_a_quadratic_is_that_of_the_risen_point():
+    w = nn.Parameter(torch.tensor([0.7, -1.3]))
+    quadratic(w).backward()
+    start, g = w.detach().clone(), w.grad.clone()
+    torch.testing.assert_close(g, A @ start)
+    with ascended([w], rho=0.3) as norm:
+        w.grad = None
+        quadratic(w).backward()
+    torch.testing.assert_close(norm, g.norm())
+    torch.testing.assert_close(w.grad, A @ (start + 0.3 * g / g.norm()))
+    assert torch.equal(w, start)
+
+
+def test_one_norm_over_all_parameters_and_none_for_those_without_a_gradient():
+    a, b, idle = (nn.Parameter(torch.tensor([x])) for x in (1.0, 2.0, 5.0))
+    (3 * a + 4 * b).sum().backward()  # |g| = 5
+    with ascended([a, b, idle], rho=1.0):
+        assert [round(p.item(), 5) for p in (a, b, idle)] == [1.6, 2.8, 5.0]
+    assert [p.item() for p in (a, b, idle)] == [1.0, 2.0, 5.0]
+
+
+def test_weights_come_back_bit_for_bit_also_when_the_block_raises(rng):
+    model = nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 1))
+    model(torch.randn(8, 40, generator=rng)).square().sum().backward()
+    start = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(KeyboardInterrupt):
+        with ascended(model.parameters(), rho=1e-3):
+            assert not any(torch.equal(p, s) for p, s in zip(model.parameters(), start))
+            raise KeyboardInterrupt
+    assert all(torch.equal(p, s) for p, s in zip(model.parameters(), start))
+
+
+def test_rho_zero_is_the_plain_gradient():
+    w = nn.Parameter(torch.tensor([0.7, -1.3]))
+    quadratic(w).backward()
+    plain = w.grad.clone()
+    with ascended([w], rho=0.0):
+        w.grad = None
+        quadratic(w).backward()
+    assert torch.equal(w.grad, plain)
+
+
+def test_a_zero_gradient_moves_nothing():
+    w = nn.Parameter(torch.zeros(2))
+    quadratic(w).backward()
+    with ascended([w], rho=0.5):
+        assert torch.equal(w, torch.zeros(2))
+
+
+def test_keeps_one_copy_of_the_parameters_and_no_more(monkeypatch):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    model(torch.ones(1, 64)).sum().backward()
+    wanted = sum(p.nbytes for p in model.parameters())
+    copied, clone = [], torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda t, *a, **k: copied.append(t.nbytes) or clone(t, *a, **k))
+    with torch.profiler.profile(profile_memory=True) as profile, ascended(model.parameters(), rho=0.1):
+        pass
+    assert sum(copied) == wanted
+    allocated = sum(max(e.self_cpu_memory_usage, 0) for e in profile.key_averages())
+    assert allocated < 1.1 * wanted  # the copy, and a few scalars
+
+
+def test_with_a_real_optimiser_the_step_is_taken_from_the_original_weights():
+    w = nn.Parameter(torch.tensor([0.7, -1.3]))
+    start = w.detach().clone()
+    optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9, weight_decay=0.01)
+    quadratic(w).backward()
+    g = A @ start
+    with ascended([w], rho=0.5):
+        optimizer.zero_grad()
+        quadratic(w).backward()
+    optimizer.step()
+    risen = A @ (start + 0.5 * g / g.norm())
+    torch.testing.assert_close(w.detach(), start - 0.1 * (risen + 0.01 * start))  # weight decay outside g
+
+
+def test_sharpness_of_a_quadratic_in_closed_form():
+    w = nn.Parameter(torch.tensor([0.7, -1.3]))
+    g = A @ w.detach()
+    unit = g / g.norm()
+    expected = 0.3 * g.norm() + 0.5 * 0.3**2 * unit @ A @ unit
+    assert sharpness(lambda: quadratic(w), [w], rho=0.3) == pytest.approx(expected.item(), rel=1e-5)
+    assert w.grad is None
+
+
+@pytest.mark.parametrize("rho", [-0.1, float("nan")])
+def test_a_bad_rho_is_refused(rho):
+    w = nn.Parameter(torch.ones(2))
+    quadratic(w).backward()
+    with pytest.raises(ValueError, match="rho must be 0 or more"), ascended([w], rho):
+        pass
+
+
+def test_without_gradients_it_says_to_call_backward():
+    with pytest.raises(ValueError, match="call backward"), ascended([nn.Parameter(torch.ones(2))], 0.1):
+        pass

@@ -1,0 +1,87 @@
+"""Fills the results in README.md from the ledger and the published tables: `make readme`."""
+
+import re
+from pathlib import Path
+
+from ltvit_lib import metrics, published, runs
+
+import pandas as pd
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+GROUPS = ("all", "head_classes", "mid", "tail", "ece")
+# label, recipe, head, and the nearest published row: paper, table, row
+LAPTOP = [
+    ("ViT, CE", "laptop_vit_ce", "cls", ("DeiT-LT", "2", "ViT")),
+    ("ViT, Bal-BCE", "laptop_vit_bal_bce", "cls", None),
+    ("LiVT", "laptop_livt", "cls", ("LiVT", "2", "LiVT")),
+    ("Teacher: ResNet, LDAM-DRW-SAM", "laptop_teacher_ldam_drw_sam", "cls", ("DeiT-LT", "2", "L-D-SAM teacher")),
+    ("DeiT-LT, average", "laptop_deit_lt", "avg", ("DeiT-LT", "2", "DeiT-LT (L-D-SAM)")),
+    ("DeiT-LT, CLS", "laptop_deit_lt", "cls", ("DeiT-LT", "S.3", "cls")),
+    ("DeiT-LT, DIST", "laptop_deit_lt", "dist", ("DeiT-LT", "S.3", "dist")),
+]
+DIGITS = [
+    ("ViT, CE", "digits_vit_ce", "cls", None),
+    ("ViT, Bal-BCE", "digits_vit_bal_bce", "cls", None),
+    ("LiVT", "digits_livt", "cls", None),
+    ("Teacher: ResNet-8, LDAM-DRW-SAM", "digits_teacher_ldam_drw_sam", "cls", None),
+    ("DeiT-LT, average", "digits_deit_lt", "avg", None),
+    ("DeiT-LT, CLS", "digits_deit_lt", "cls", None),
+    ("DeiT-LT, DIST", "digits_deit_lt", "dist", None),
+]
+
+
+def cell(values: pd.Series) -> str:
+    """Mean of percentages, with the sample sd where there are several seeds."""
+    s = metrics.summarise((values * 100).tolist())
+    return f"{s['mean']:.1f}" + (f" ± {s['sd']:.1f}" if s["n"] > 1 else "")
+
+
+def nearest(row: tuple[str, str, str] | None) -> str:
+    if row is None:
+        return "–"
+    paper, number, name = row
+    values = published.table(paper, number).loc[name]
+    value = values.get("all", values.get("CIFAR-10-LT rho 100"))
+    data = ", ImageNet-LT" if paper == "LiVT" else ""
+    return f"{value:.1f} ({paper} Table {number}{data})"
+
+
+def table(rows: list) -> str:
+    ledger = runs.ledger()
+    ledger = ledger[ledger["overrides"].isna() & (ledger["evaluated_on"] == "test")]
+    lines = [
+        "| method | all | head | mid | tail | ECE | n | epochs | seconds a run | nearest published row: all |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for label, recipe, head, paper in rows:
+        part = ledger[(ledger["recipe"] == recipe) & (ledger["head"] == head)]
+        if part.empty:
+            lines.append(f"| {label} | not run |" + " |" * 7 + f" {nearest(paper)} |")
+            continue
+        numbers = " | ".join(cell(part[g]) for g in GROUPS)
+        cost = f"{len(part)} | {part['epochs'].iloc[0]} | {part['seconds'].median():.0f}"
+        lines.append(f"| {label} | {numbers} | {cost} | {nearest(paper)} |")
+    used = ledger[ledger["recipe"].isin([r[1] for r in rows])]
+    where = "; ".join(sorted(used["device"].unique()))
+    lines.append(f"\nRecipes, in order: {', '.join(dict.fromkeys(r[1] for r in rows))}. Commits: "
+                 f"{', '.join(sorted(used['commit'].unique()))}. Machine: {where}.")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    text = f"""**CIFAR-10-LT, rho = 100, laptop scale.** Accuracy in percent on the
+balanced test set of 10,000 images; head, mid, tail are
+DeiT-LT's index groups (classes 0-2, 3-6, 7-9). Seconds do not include the first stage or the teacher.
+
+{table(LAPTOP)}
+
+**Digits-LT, rho = 40.** A new tail for every seed; mean ± sample standard deviation.
+
+{table(DIGITS)}
+"""
+    pattern = re.compile(r"(<!-- results: make readme -->\n).*(<!-- /results -->)", re.DOTALL)
+    README.write_text(pattern.sub(lambda m: m[1] + text + m[2], README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
