@@ -1,68 +1,120 @@
 """Images per second of each kind of training step, the share of it spent on data, and two ratios. One command:
 
-    python benchmarks/steps.py [--scale digits laptop] [--repeats 5]
+    python benchmarks/steps.py [--scales digits laptop] [--repeats 15]
 
-Writes figures/data/benchmark_steps.csv. Absolute figures belong to the machine that is named beside them; the ratios
-are taken in one run, alternating the two steps, and are what to compare.
+Writes figures/data/benchmark_steps.csv. Absolute figures belong to the machine that is named beside them. The ratios
+are medians over pairs of steps taken one right after the other, so that a drift of the machine's speed cancels.
+`laptop` uses random pixels in the shape of CIFAR-10-LT: no data set is needed.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
+from dataclasses import replace
+from pathlib import Path
 
-from ltvit_lib import augment, data, optim, recipes, runs, train
+from ltvit_lib import data, jobs, longtail, optim, plots, recipes, runs, train
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
 
+# name -> (recipe without its scale, overrides)
 KINDS = {
-    "plain ViT, CE": "{}_vit_ce",
-    "plain ViT, BCE": "{}_vit_bce",
-    "plain ViT, Bal-BCE": "{}_vit_bal_bce",
-    "masked pre-training": "{}_mgp",
-    "teacher, SGD": "{}_teacher_sgd",
-    "teacher, SAM": "{}_teacher_ldam_drw_sam",
-    "DeiT-LT": "{}_deit_lt",
+    "ViT, CE": ("vit_ce", {}),
+    "ViT, BCE": ("vit_bal_bce", {"loss": "bce"}),
+    "ViT, Bal-BCE": ("vit_bal_bce", {}),
+    "masked pre-training": ("mgp", {}),
+    "teacher, SGD": ("teacher_ldam_drw_sam", {"sam_rho": 0.0}),
+    "teacher, SAM": ("teacher_ldam_drw_sam", {}),
+    "DeiT-LT": ("deit_lt", {}),
 }
+RATIOS = {"Bal-BCE / BCE": ("ViT, Bal-BCE", "ViT, BCE"), "SAM / SGD": ("teacher, SAM", "teacher, SGD")}
 
 
-def recipe_of(name: str, scale: str) -> recipes.Recipe:
-    """A registered recipe, or the BCE or SGD twin that only serves a ratio."""
-    if name.endswith("_vit_bce"):
-        return recipes.get(f"{scale}_vit_bal_bce", loss="bce")
-    if name.endswith("_teacher_sgd"):
-        return recipes.get(f"{scale}_teacher_ldam_drw_sam", sam_rho=0.0)
-    return recipes.get(name)
+def split_for(scale: str) -> data.Split:
+    """digits-LT itself; for the laptop scale, random pixels with CIFAR-10-LT's counts."""
+    if scale == "digits":
+        return data.load("digits", rho=40)
+    counts = longtail.exponential_counts(5000, 10, 100)
+    targets = torch.arange(10).repeat_interleave(torch.tensor(counts))
+    pixels = torch.randint(256, (len(targets), 3, 32, 32), dtype=torch.uint8)
+    images = data.Images(pixels, targets)
+    mean, std = data.STATISTICS["cifar10"]
+    return data.Split("random", images, images.subset(range(0, 12_000, 100)), tuple("0123456789"), mean, std, (3, 7))
 
 
 class Stepper:
-    """A training step of a recipe, timed in its two parts: making the batch, and using it."""
+    """A recipe's training step, timed in two parts: making the batch, and using it."""
 
-    def __init__(self, recipe: recipes.Recipe, split: data.Split):
-        self.recipe, self.split = recipe, split
-        self.accelerator = Accelerator()
-        device = self.accelerator.device
+    def __init__(self, recipe: recipes.Recipe, split: data.Split, teacher: runs.Run | None):
         torch.manual_seed(0)
-        self.job = train.JOBS[recipe.kind](recipe, split, device, **self._teacher(device))
-        self.model = self.accelerator.prepare(self.job.build().to(device)).train()
+        self.recipe, self.accelerator = recipe, Accelerator()
+        self.job = jobs.JOBS[recipe.kind](recipe, split, self.accelerator.device, teacher)
+        self.model = self.accelerator.prepare(self.job.build().to(self.accelerator.device)).train()
         self.optimizer = optim.create_optimizer(self.model, recipe)
-        self.policy = recipes.POLICIES[recipe.policy](recipe.image_size, split.mean, split.std, **recipe.policy_options)
         self.job.start_epoch(0)
-        self.pixels, self.step = split.train.to(device), 0
+        self.pixels, self.count = split.train.to(self.accelerator.device), 0
 
-    def _teacher(self, device) -> dict:
-        return {}
-
-    def __call__(self) -> tuple[float, float]:
-        """Seconds for the batch and for the rest of one step."""
-        self.step += 1
+    def step(self) -> tuple[float, float]:
+        """Seconds for the batch, and for forward, backward and update."""
+        self.count += 1
         chosen = torch.randint(len(self.pixels), (self.recipe.batch_size,))
         pieces = [torch.arange(self.recipe.batch_size)]
         start = time.perf_counter()
-        batches = train.make_batches(self.job, self.pixels, chosen, self.policy, (0, 0, self.step), pieces)
+        batches = jobs.make_batches(self.job, self.pixels, chosen, (0, 0, self.count), pieces)
+        self.wait()
         made = time.perf_counter()
-        train._step(self.recipe, self.job, self.model, self.optimizer, batches, self.accelerator)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        train._step(self.job, self.model, self.optimizer, batches, self.accelerator)
+        self.wait()
         return made - start, time.perf_counter() - made
+
+    def wait(self) -> None:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def measure(scale: str, repeats: int) -> list[dict]:
+    """Rows of the table for one scale; the kinds take turns."""
+    split = split_for(scale)
+    with tempfile.TemporaryDirectory() as folder:
+        short = recipes.get(f"{scale}_teacher_ldam_drw_sam", epochs=2, drw_epoch=1, warmup_epochs=1.0)
+        small = split if scale == "digits" else replace(split, train=split.train.subset(range(0, 12_400, 24)))
+        teacher = train.fit(short, Path(folder) / "teacher", data=small, progress=False)
+        steppers = {
+            kind: Stepper(recipes.get(f"{scale}_{name}", **changes), split, teacher if name == "deit_lt" else None)
+            for kind, (name, changes) in KINDS.items()
+        }
+    times: dict[str, list] = {kind: [] for kind in KINDS}
+    for repeat in range(repeats + 2):  # the first two warm up
+        for kind, stepper in steppers.items():
+            taken = stepper.step()
+            if repeat >= 2:
+                times[kind].append(taken)
+    common = {"scale": scale, "device": runs.device_name(), "repeats": repeats}
+    rows = []
+    for kind, taken in times.items():
+        batch = steppers[kind].recipe.batch_size
+        whole = statistics.median(sum(t) for t in taken)
+        share = statistics.median(t[0] / sum(t) for t in taken)
+        rows.append(common | {"what": kind, "images_per_second": batch / whole, "data_share": share})
+    for name, (above, below) in RATIOS.items():
+        pairs = zip(times[above], times[below], strict=True)
+        rows.append(common | {"what": name, "ratio": statistics.median(a[1] / b[1] for a, b in pairs)})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scales", nargs="+", default=["digits", "laptop"], choices=["digits", "laptop"])
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    table = pd.DataFrame([row for scale in arguments.scales for row in measure(scale, arguments.repeats)])
+    print(table.drop(columns=["device"]).round(3).to_string(index=False, na_rep=""))
+    print(table["device"][0])
+    table.to_csv(plots.figures() / "data" / "benchmark_steps.csv", index=False, float_format="%.4g")
+
+
+if __name__ == "__main__":
+    main()

@@ -384,8 +384,12 @@ def _parquet_parts(files: dict[str, list[Path]], size: int | None = None) -> tup
             f"{first} has columns {', '.join(schema.names)}: call the images {' or '.join(IMAGE_COLUMNS)} and the "
             f"labels {' or '.join(LABEL_COLUMNS)}"
         )
-    labels = {part: np.concatenate([_labels(f, label) for f in chosen]) for part, chosen in files.items()}
-    if labels["train"].dtype.kind in "US":
+    columns = {part: [_labels(f, label) for f in chosen] for part, chosen in files.items()}
+    named = {values.dtype.kind == "U" for part in columns.values() for values in part}
+    if len(named) > 1:
+        raise ValueError(f"column {label} has names in some files and numbers in others: use one of them throughout")
+    labels = {part: np.concatenate(values) for part, values in columns.items()}
+    if named == {True}:
         names = np.unique(labels["train"])
         for part, values in labels.items():
             unknown = np.setdiff1d(values, names)

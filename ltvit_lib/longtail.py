@@ -79,9 +79,7 @@ def exponential_counts(n_max: float, num_classes: int, rho: float) -> list[int]:
     return counts
 
 
-def long_tailed_indices(
-    targets: ArrayLike | Tensor, rho: float, seed: int = 0, n_max: int | None = None
-) -> np.ndarray:
+def long_tailed_indices(targets: ArrayLike | Tensor, rho: float, seed: int = 0, n_max: int | None = None) -> np.ndarray:
     """The published long-tailed subset of a balanced set: which images are kept, class by class.
 
     `RandomState(seed)` shuffles the positions of class 0, then of class 1, and so on; the first n_i stay.
@@ -217,9 +215,7 @@ def _draw(positions: list[np.ndarray], counts: Sequence[int], seed: int, argumen
     kept = []
     for c, (p, n) in enumerate(zip(positions, counts, strict=True)):
         if n > len(p):
-            raise ValueError(
-                f"{argument}: class {c} has {len(p)} images, {n} are asked for; lower {argument}"
-            )
+            raise ValueError(f"{argument}: class {c} has {len(p)} images, {n} are asked for; lower {argument}")
         generator.shuffle(p)
         kept.append(p[:n])
     return np.concatenate(kept)

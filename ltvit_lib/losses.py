@@ -22,9 +22,7 @@ from torch import Tensor
 Values = Tensor | Sequence[float]
 
 
-def cross_entropy(
-    logits: Tensor, target: Tensor, weight: Values | None = None, smoothing: float = 0.0
-) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor, weight: Values | None = None, smoothing: float = 0.0) -> Tensor:
     """Softmax cross-entropy.
 
         L = -sum_i sum_c w_c t'_ic log softmax(z_i)_c / sum_i sum_c w_c t_ic,      t' = (1 - e) t + e / C
@@ -406,17 +404,13 @@ def _check_logits(logits: Tensor) -> Tensor:
 
 def _check_hard(target: Tensor, shape: torch.Size, loss: str) -> None:
     if target.is_floating_point():
-        raise ValueError(
-            f"target: {loss} takes (B,) int64 labels, no soft ones; turn mixup and smoothing off"
-        )
+        raise ValueError(f"target: {loss} takes (B,) int64 labels, no soft ones; turn mixup and smoothing off")
     if target.dtype != torch.int64 or target.shape != shape or target.ndim != 1:
         wanted = f"int64 of shape {tuple(shape[:1])}"
         raise ValueError(f"target: expected {wanted}, got {target.dtype} {tuple(target.shape)}")
 
 
-def _prepare(
-    logits: Tensor, target: Tensor, loss: str = "this loss", soft: bool = False
-) -> tuple[Tensor, Tensor]:
+def _prepare(logits: Tensor, target: Tensor, loss: str = "this loss", soft: bool = False) -> tuple[Tensor, Tensor]:
     """Checks shapes and dtypes, never values; lifts half precision; soft targets take the logits' dtype."""
     logits = _check_logits(logits)
     if not (soft and target.is_floating_point()):

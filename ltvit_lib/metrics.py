@@ -109,9 +109,7 @@ def evaluate_logits(
         softmax.
     """
     if logits.ndim != 2 or not logits.is_floating_point() or logits.isnan().any():
-        raise ValueError(
-            f"logits: expected floating (B, C) without NaN, got {logits.dtype} {tuple(logits.shape)}"
-        )
+        raise ValueError(f"logits: expected floating (B, C) without NaN, got {logits.dtype} {tuple(logits.shape)}")
     predicted, target = logits.argmax(1), target.to(logits.device)
     masks = {"all": torch.ones(logits.shape[1], dtype=torch.bool)}
     if counts is not None:

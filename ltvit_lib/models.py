@@ -218,20 +218,24 @@ def _from_released(weights: dict[str, Tensor], blocks: int) -> dict[str, Tensor]
     return renamed
 
 
-def load_weights(model: nn.Module, source: str | Path | dict, allow_missing: tuple[str, ...] = ()) -> None:
+def load_weights(
+    model: nn.Module, source: str | Path | dict, allow_missing: tuple[str, ...] = (), where: str | Path | None = None
+) -> None:
     """Loads weights and insists that they fit; parameters whose names start with `allow_missing` may stay fresh.
+
+    `where` names the weights in the message (None: the source).
 
     Raises:
         ValueError: names or shapes differ; the message names the first of them.
     """
     weights = source if isinstance(source, dict) else read_weights(source)
-    where = "the state_dict" if isinstance(source, dict) else str(source)
+    where = where or ("the state_dict" if isinstance(source, dict) else source)
     if isinstance(model, CifarResNet):
         weights = _from_released(weights, len(model.blocks) // 3)
     own = model.state_dict()
-    shape = [f"{k}: {tuple(own[k].shape)} here, {tuple(w.shape)} there" for k, w in weights.items()
-             if k in own and own[k].shape != w.shape]  # fmt: skip
-    missing = [k for k in own if k not in weights and not k.startswith(allow_missing or ("\0",))]
+    shape = [f"{k}: {tuple(w.shape)} here, {tuple(weights[k].shape)} there" for k, w in own.items()
+             if k in weights and weights[k].shape != w.shape]  # fmt: skip
+    missing = [k for k in own if k not in weights and not k.startswith(allow_missing)]
     extra = [k for k in weights if k not in own]
     if shape or missing or extra:
         first = (shape + [f"{k} is missing" for k in missing] + [f"{k} is not in the model" for k in extra])[0]
@@ -264,7 +268,7 @@ def load_encoder(model: VisionTransformer, source: str | Path) -> None:
         grid = list(model.patch_embed.grid_size)
         position = resample_abs_pos_embed(position, grid, num_prefix_tokens=prefix, antialias=False)
     weights["pos_embed"] = position
-    load_weights(model, weights, allow_missing=("head", "fc_norm"))
+    load_weights(model, weights, allow_missing=("head", "fc_norm"), where=source)
     for head in (model.head, getattr(model, "head_dist", None)):
         if isinstance(head, nn.Linear):
             nn.init.trunc_normal_(head.weight, std=2e-5)

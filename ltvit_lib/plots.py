@@ -131,12 +131,14 @@ def show_images(rows: dict[str, Tensor], titles: Sequence[str] = (), scale: floa
     return fig
 
 
-def save_figure(fig: Figure, name: str, table: pd.DataFrame) -> None:
-    """Writes figures/<name>.svg and the table it was drawn from, figures/data/<name>.csv.
+def figures() -> Path:
+    """Where figures go: `figures` beside the package in a checkout, or where LTVIT_FIGURES says."""
+    return Path(os.environ.get("LTVIT_FIGURES") or Path(__file__).resolve().parents[1] / "figures")
 
-    `figures` lies beside the package in a checkout, or where LTVIT_FIGURES says.
-    """
-    folder = Path(os.environ.get("LTVIT_FIGURES") or Path(__file__).resolve().parents[1] / "figures")
+
+def save_figure(fig: Figure, name: str, table: pd.DataFrame) -> None:
+    """Writes <figures>/<name>.svg and the table it was drawn from, <figures>/data/<name>.csv."""
+    folder = figures()
     (folder / "data").mkdir(parents=True, exist_ok=True)
     # fixed ids and no date: the same figure is the same file
     with plt.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):

@@ -278,6 +278,21 @@ def override(recipe: Recipe, /, **overrides) -> Recipe:
     return changed
 
 
+def shortened(name: str, /, length: float, **overrides) -> Recipe:
+    """A recipe with its whole schedule, warm-up and DRW start included, at `length` times its epochs; then overrides.
+
+    Raises:
+        ValueError: as `get`, or a length that is not positive.
+    """
+    recipe = get(name)
+    if not 0 < length < math.inf:
+        raise ValueError(f"length must be positive, got {length}")
+    shorter = {"epochs": max(1, round(recipe.epochs * length)), "warmup_epochs": recipe.warmup_epochs * length}
+    if getattr(recipe, "drw_epoch", None) is not None:
+        shorter["drw_epoch"] = min(round(recipe.drw_epoch * length), shorter["epochs"] - 1)
+    return override(recipe, **shorter | overrides)
+
+
 def _closest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
@@ -325,13 +340,18 @@ def check(recipe: Recipe) -> None:
     for problem, found in _problems(recipe).items():
         if found:
             raise ValueError(f"{recipe.name}: {problem}")
+    _try("model", models.check_patches, recipe, recipe.model, recipe.image_size)
+    policy = POLICIES[recipe.policy]
+    _try("policy_options", policy, recipe, recipe.image_size, (0.5,), (0.5,), **recipe.policy_options)
+    if isinstance(recipe, Finetune):
+        _try_loss(recipe)
+
+
+def _try(what: str, function, recipe: Recipe, /, *arguments, **options) -> None:
     try:
-        models.check_patches(recipe.model, recipe.image_size)
-        POLICIES[recipe.policy](recipe.image_size, (0.5,), (0.5,), **recipe.policy_options)
-        if isinstance(recipe, Finetune):
-            _try_loss(recipe)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{recipe.name}: {error}") from error
+        function(*arguments, **options)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{recipe.name}: {what}: {str(error).splitlines()[0]}") from error
 
 
 def _problems(r: Recipe) -> dict[str, bool]:
@@ -412,19 +432,18 @@ def _problems(r: Recipe) -> dict[str, bool]:
 
 
 def _try_loss(recipe: Finetune) -> None:
-    """Calls the loss on two images, with soft targets if there will be some: only then is everything known to fit."""
-    logits, target = torch.zeros(2, 2), torch.tensor([0, 1])
-    if recipe.mixup > 0 or recipe.cutmix > 0 or recipe.smoothing > 0:
-        target = torch.eye(2)
-    arguments = loss_arguments(recipe, torch.tensor([0.75, 0.25]), torch.tensor([3.0, 1.0]))
-    function = getattr(losses, recipe.loss)
-    asks = set(inspect.signature(function).parameters) - {"logits", "cosines", "target", "counts", "features"}
-    unknown = [k for k in recipe.loss_options if k not in asks]
-    if unknown:
-        raise ValueError(
-            f"{recipe.loss} has no option {unknown[0]!r}{_closest(unknown[0], list(asks))}; "
-            f"it takes {', '.join(sorted(asks - {'prior'})) or 'none'}"
-        )
-    if recipe.loss == "influence_balanced" and not isinstance(recipe, Distil):
+    """Calls the loss on two images, with soft targets where training has them: only then do all options fit."""
+    name, options = recipe.loss, recipe.loss_options
+    asks = list(inspect.signature(getattr(losses, name)).parameters)[2:]  # after logits and target
+    known = [a for a in asks if a not in ("prior", "counts", "features") and not (a == "weight" and name in WEIGHTED)]
+    for key in options:
+        if key not in known and not (key == "prior" and "prior" in asks and options[key] is None):
+            takes = ", ".join(known) or "none"
+            raise ValueError(f"{recipe.name}: {name} has no option {key!r}{_closest(key, known)}; it takes {takes}")
+    classes = max([2] + [len(v) for v in options.values() if isinstance(v, list | tuple)])
+    arguments = loss_arguments(recipe, torch.full((classes,), 1 / classes), torch.ones(classes))
+    if "features" in asks and not isinstance(recipe, Distil):
         arguments["features"] = torch.zeros(2, 1)
-    function(logits, target, **arguments)
+    soft = recipe.mixup > 0 or recipe.cutmix > 0 or recipe.smoothing > 0
+    target = torch.eye(2, classes) if soft else torch.tensor([0, 1])
+    _try(f"loss {name}", getattr(losses, name), recipe, torch.zeros(2, classes), target, **arguments)

@@ -6,6 +6,7 @@ test.safetensors (logits of every head on the evaluation set). Every file is wri
 renamed, so a full disk or a killed process leaves the one before.
 """
 
+import ast
 import contextlib
 import dataclasses
 import hashlib
@@ -22,6 +23,7 @@ from ltvit_lib.recipes import Recipe
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 LEDGER = Path(__file__).resolve().parents[1] / "figures" / "data" / "runs.csv"
@@ -40,28 +42,45 @@ def folder(recipe: Recipe | str, seed: int = 0) -> Path:
 
 
 def changes(recipe: Recipe) -> dict:
-    """In which fields a recipe differs from the one registered under its name."""
+    """In which fields a recipe differs from the one registered under its name (`reaches` decides nothing)."""
     if recipe.name not in recipes.names():
         return {}
-    standard = dataclasses.asdict(recipes.get(recipe.name))
-    return {k: v for k, v in dataclasses.asdict(recipe).items() if standard[k] != v}
+    standard = fields_of(recipes.get(recipe.name))
+    return {k: v for k, v in fields_of(recipe).items() if k != "reaches" and standard.get(k) != v}
+
+
+def fields_of(recipe: Recipe) -> dict:
+    """A recipe as its JSON has it: its kind, then its fields, tuples as lists."""
+    return {"kind": recipe.kind} | json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
 def from_parameters(names: dict, allowed: tuple[str, ...]) -> Recipe:
     """The recipe that a papermill notebook's parameters ask for; refuses parameters it does not have.
 
-    papermill only warns of a mistyped parameter. Called right after the parameters cell with `globals()`, this sees
-    every name that was set there.
+    papermill only warns of a mistyped parameter and trains the default. Called with `globals()`, this reads the cell
+    that papermill put in, so it may be run again later in a live session.
 
     Raises:
-        ValueError: a name that is not in `allowed`, an unknown recipe or override.
+        ValueError: a parameter that is not in `allowed`, an unknown recipe or override, overrides that are no mapping.
     """
-    own = {"In", "Out", "get_ipython", "exit", "quit", "open", "runs", "papermill"}
-    unknown = [n for n in names if not n.startswith("_") and n not in own and n not in allowed]
-    if unknown:
-        raise ValueError(f"unknown parameter {unknown[0]!r}; this notebook takes {', '.join(allowed)}")
+    for cell in names.get("In", ()):
+        for given in _assigned(cell) if cell.startswith("# Parameters") else ():
+            if given not in allowed:
+                raise ValueError(f"unknown parameter {given!r}; this notebook takes {', '.join(allowed)}")
     changed = names["overrides"] or {}
-    return recipes.get(names["recipe"], **(json.loads(changed) if isinstance(changed, str) else changed))
+    if isinstance(changed, str):
+        try:
+            changed = json.loads(changed)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'overrides are not JSON ({error}): such as {{"epochs": 2}}') from error
+    if not isinstance(changed, dict):
+        raise ValueError(f"overrides must map fields to values, such as epochs: 2, got {changed!r}")
+    return recipes.get(names["recipe"], **changed)
+
+
+def _assigned(cell: str) -> list[str]:
+    targets = [t for node in ast.parse(cell).body if isinstance(node, ast.Assign) for t in node.targets]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
 
 
 def write(path: Path, content: bytes) -> None:
@@ -106,7 +125,10 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        return recipe_from(self.identity["recipe"])
+        try:
+            return recipe_from(self.identity["recipe"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} was written by another version of this library ({error})") from error
 
     @property
     def finished(self) -> bool:
@@ -130,7 +152,7 @@ class Run:
 
 
 def recipe_from(fields: dict) -> Recipe:
-    """Rebuilds a recipe from its JSON."""
+    """Rebuilds a recipe from its JSON; fields that it lacks, being younger than it, get their defaults."""
     kinds = {k.kind: k for k in (recipes.Pretrain, recipes.Finetune, recipes.Teacher, recipes.Distil)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != "kind"}
     return kinds[fields["kind"]](**values)
@@ -139,7 +161,7 @@ def recipe_from(fields: dict) -> Recipe:
 def identity(recipe: Recipe, seed: int, digest: str, start: dict) -> dict:
     """What makes two runs the same run. `start` names the runs it began from: init, teacher."""
     return {
-        "recipe": {"kind": recipe.kind} | json.loads(json.dumps(dataclasses.asdict(recipe))),
+        "recipe": fields_of(recipe),
         "seed": seed,
         "data": digest,
         "start": start,
@@ -147,12 +169,13 @@ def identity(recipe: Recipe, seed: int, digest: str, start: dict) -> dict:
 
 
 def difference(there: dict, here: dict) -> str:
-    """The first thing in which two identities differ, in words; empty if they are one run."""
-    flat = [d["recipe"] | {k: v for k, v in d.items() if k != "recipe"} for d in (there, here)]
-    for key in flat[0] | flat[1]:
-        if flat[0].get(key) != flat[1].get(key):
-            return f"{key} is {flat[0].get(key)!r} there and {flat[1].get(key)!r} here"
-    return ""
+    """The first thing in which two identities differ, in words; empty if they are one run.
+
+    `data` is compared by content: images may move to another folder. `reaches` is a remark.
+    """
+    a, b = (d["recipe"] | d["start"] | {k: d[k] for k in ("seed", "data")} for d in (there, here))
+    different = [key for key in a | b if key != "reaches" and a.get(key) != b.get(key)]
+    return f"{different[0]} is {a.get(different[0])!r} there and {b.get(different[0])!r} here" if different else ""
 
 
 def open_run(out: str | Path, wanted: dict, resume: bool) -> Run:
@@ -164,13 +187,14 @@ def open_run(out: str | Path, wanted: dict, resume: bool) -> Run:
     """
     run = Run(Path(out))
     if (run.path / "recipe.json").is_file():
-        other = difference(run.identity, wanted)
+        other = difference(run.identity | {"recipe": fields_of(run.recipe)}, wanted)
         if other:
             raise ValueError(f"{run.path} holds another run ({other}): choose another folder, or remove it")
         if not resume:
             raise ValueError(f"{run.path} holds this run already: resume it, or remove the folder")
         return run
-    if run.path.is_dir() and any(run.path.iterdir()):
+    started = {"env.json", "env.json.partial", "recipe.json.partial"}  # what a killed start leaves
+    if run.path.is_dir() and {f.name for f in run.path.iterdir()} - started:
         raise ValueError(f"{run.path} is not empty and holds no run: choose another folder")
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -212,49 +236,49 @@ def _git(*arguments: str) -> str:
 
 def save_checkpoint(run: Run, model: dict, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> None:
     """One file: weights under `model.`, optimiser state under `optimizer.<group>.<index>.`, epochs done as metadata."""
-    tensors = {f"model.{k}": v.detach().cpu().contiguous().clone() for k, v in model.items()}
-    for g, group in enumerate(optimizer.param_groups):
-        for i, parameter in enumerate(group["params"]):
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if value is not None:
-                    tensors[f"optimizer.{g}.{i}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
+    tensors = {f"model.{name}": value for name, value in model.items()}
+    for prefix, parameter in _slots(optimizer):
+        state = optimizer.state.get(parameter, {})
+        tensors |= {prefix + name: torch.as_tensor(value) for name, value in state.items() if value is not None}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write(run.path / "last.safetensors", save(tensors, {"epoch": str(epoch), "seconds": repr(seconds)}))
 
 
 def load_checkpoint(run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
     """Restores weights and optimiser state; returns epochs done and seconds spent, (0, 0.) without a checkpoint."""
-    from safetensors import SafetensorError, safe_open
-
     path = run.path / "last.safetensors"
     if not path.is_file():
         return 0, 0.0
     try:
-        tensors = load_file(path)
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it to start this run again") from error
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    for g, group in enumerate(optimizer.param_groups):
-        for i, parameter in enumerate(group["params"]):
-            prefix = f"optimizer.{g}.{i}."
-            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if state:
-                # AdamW keeps its step count on the CPU, everything else beside the parameter
-                optimizer.state[parameter] = {
-                    k: v if k == "step" else v.to(parameter.device, parameter.dtype) for k, v in state.items()
-                }
+    for prefix, parameter in _slots(optimizer):
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if state:  # AdamW keeps its step count on the CPU, everything else beside the parameter
+            optimizer.state[parameter] = {
+                k: v if k == "step" else v.to(parameter.device, parameter.dtype) for k, v in state.items()
+            }
     return int(metadata["epoch"]), float(metadata["seconds"])
+
+
+def _slots(optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.nn.Parameter]]:
+    """Every parameter with the prefix of its state's names in a checkpoint."""
+    groups = [group["params"] for group in optimizer.param_groups]
+    return [(f"optimizer.{g}.{i}.", p) for g, parameters in enumerate(groups) for i, p in enumerate(parameters)]
 
 
 def append_metrics(run: Run, new: list[dict]) -> None:
     """Adds rows to metrics.csv; those of epochs that were trained again after an interruption are replaced."""
     path = run.path / "metrics.csv"
-    table = pd.DataFrame(new)
-    if path.is_file():
-        old = run.curve
-        table = pd.concat([old[old["epoch"] < new[0]["epoch"]], table])
-    write(path, table.to_csv(index=False).encode())
+    text = pd.DataFrame(new).to_csv(index=False)
+    if path.is_file():  # lines are kept as they are: reading and writing numbers could change their last digit
+        header, *old = path.read_text().splitlines(keepends=True)
+        kept = [line for line in old if int(line.split(",")[0]) < new[0]["epoch"]]
+        text = "".join([header, *kept, *text.splitlines(keepends=True)[1:]])
+    write(path, text.encode())
 
 
 # --- the ledger ------------------------------------------------------------------------------------------------
@@ -262,6 +286,8 @@ def append_metrics(run: Run, new: list[dict]) -> None:
 
 def ledger(path: Path = LEDGER) -> pd.DataFrame:
     """figures/data/runs.csv: one row a finished run and head."""
+    if not path.is_file():
+        raise ValueError(f"no ledger at {path}: record finished runs with `make ledger`")
     return pd.read_csv(path, dtype={"data": str, "commit": str})
 
 
@@ -312,19 +338,27 @@ def _numbers(values: dict) -> dict:
 
 
 def record(folders: list[Run], path: Path = LEDGER) -> pd.DataFrame:
-    """Adds finished runs to the ledger; a run of the same recipe, overrides, seed and data replaces its old rows."""
-    new = pd.DataFrame([row for run in folders if run.finished for row in ledger_rows(run)])
+    """Adds finished runs to the ledger; a run of the same recipe, overrides, seed and data replaces its old rows.
+
+    Raises:
+        ValueError: no finished run among them.
+    """
+    rows = [row for run in folders if run.finished for row in ledger_rows(run)]
+    if not rows:
+        raise ValueError("no finished run to record: train one first")
+    new = pd.DataFrame(rows)
     key = ["recipe", "overrides", "seed", "data", "head"]
     if path.is_file():
         new = pd.concat([ledger(path), new])
     new = new.fillna({"overrides": "", "head": ""}).drop_duplicates(key, keep="last").sort_values(key)
     write(path, new.to_csv(index=False, float_format="%.6g").encode())
-    return new
+    return ledger(path)
 
 
 def collect(folder: str | Path = "runs") -> list[Run]:
     """All finished runs below a folder."""
-    return sorted((Run(p.parent) for p in Path(folder).rglob("result.json")), key=lambda r: r.path)
+    found = (Run(p.parent) for p in Path(folder).rglob("result.json") if p.with_name("recipe.json").is_file())
+    return sorted(found, key=lambda run: run.path)
 
 
 if __name__ == "__main__":

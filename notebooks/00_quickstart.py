@@ -61,6 +61,7 @@ _ = plots.show_images({f"digit {c}: {split.counts[c]} images": f for c, f in zip
 # Four blocks of width 64 on patches of 2 x 2 pixels, trained with cross-entropy. A *recipe* holds every number that
 # decides a run; `train.fit` turns a recipe into a run folder.
 
+
 # %%
 def look(run):
     """Accuracy of each head (token), in percent."""
@@ -188,6 +189,8 @@ check(class_sizes, longtail.exponential_counts, (5000, 10, 100), (500, 100, 50),
 # [08 · balanced fine-tuning](08_balanced_finetuning.ipynb), [11 · DeiT-LT](11_deit_lt.ipynb).
 
 # %% tags=["result"]
-table = live_table.pivot(index="method", columns="group", values="accuracy").loc[list(live), ["all", "head", "mid", "tail"]]
+table = live_table.pivot(index="method", columns="group", values="accuracy").loc[
+    list(live), ["all", "head", "mid", "tail"]
+]
 print(f"Digits-LT, rho = {rho:g}, seed {seed}, accuracy in percent\n")
 print(table.mul(100).round(1).to_string())

@@ -28,7 +28,7 @@ length: float = 0.5  # share of the full schedule, for the live run
 import tempfile
 from pathlib import Path
 
-from ltvit_lib import augment, longtail, models, plots, recipes, runs, train
+from ltvit_lib import augment, models, plots, recipes, runs, train
 from ltvit_lib.exercises import check
 from ltvit_lib.mae import MaskedAutoencoder
 
@@ -66,6 +66,7 @@ print("visible patches:", keep.shape[1], "of", patches.shape[1])
 # That is what makes it cheap: attention over 4 + 1 tokens instead of 16 + 1. The decoder, which is thrown away later,
 # puts a learned *mask token* where patches are missing and predicts the pixels of all of them. The loss is a mean squared
 # error over the **hidden** patches, each first normalised by its own mean and deviation:
+
 
 # %%
 def by_hand(prediction, patches, mask):
@@ -115,6 +116,7 @@ _ = plots.show_images({"image": pixels(patches), "visible": pixels(visible), "pa
 # Digit 0 had forty times as many training images as digit 9. If imbalance hurt this stage, rare digits would be painted
 # worse. Error on test images, class by class, averaged over ten masks:
 
+
 # %%
 def error_by_class(mae, images, targets, masks=10):
     """Mean loss on hidden patches of each class's images, over several random masks."""
@@ -130,7 +132,9 @@ def error_by_class(mae, images, targets, masks=10):
 
 
 test = augment.evaluate(split.test.images, 8, split.mean, split.std)
-errors = pd.DataFrame({"digit": range(10), "training images": split.counts, "error": error_by_class(mae, test, split.test.targets)})
+errors = pd.DataFrame(
+    {"digit": range(10), "training images": split.counts, "error": error_by_class(mae, test, split.test.targets)}
+)
 errors.round(3).T
 
 # %%
@@ -141,7 +145,16 @@ for ax, (scale_name, title) in zip(axes, (("digits", "digits-LT"), ("laptop", "C
     for distribution, colour in (("long-tailed", "#0072B2"), ("balanced", "#E69F00")):
         part = chosen[chosen["trained on"] == distribution].groupby("class")["error"].agg(["mean", "std"])
         if len(part):
-            ax.errorbar(part.index, part["mean"], part["std"].fillna(0), marker="o", ms=4, capsize=2, color=colour, label=distribution)
+            ax.errorbar(
+                part.index,
+                part["mean"],
+                part["std"].fillna(0),
+                marker="o",
+                ms=4,
+                capsize=2,
+                color=colour,
+                label=distribution,
+            )
     ax.set(xlabel="class, from most to least frequent", title=title, xticks=range(10))
     ax.spines[["top", "right"]].set_visible(False)
 axes[0].set_ylabel("error on hidden patches")
@@ -171,12 +184,20 @@ plots.save_figure(fig, "mgp_worth", pd.concat([table.assign(scale="digits"), lap
 # LiVT gains from pre-training longer, up to 1,600 epochs. On digits, at 0 (no pre-training), 150, 300, 600 and 1,200 epochs:
 
 # %%
-lengths = {0: "digits_vit_bal_bce", 150: "digits_livt_150", 300: "digits_livt_300", 600: "digits_livt", 1200: "digits_livt_1200"}
+lengths = {
+    0: "digits_vit_bal_bce",
+    150: "digits_livt_150",
+    300: "digits_livt_300",
+    600: "digits_livt",
+    1200: "digits_livt_1200",
+}
 rows = pd.concat([runs.shots({str(e): (r, "cls")}).assign(epochs=e) for e, r in lengths.items()])
 fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 for group, colour in (("head", "#0072B2"), ("mid", "#E69F00"), ("all", "#333333"), ("tail", "#D55E00")):
     part = rows[rows["group"] == group].groupby("epochs")["accuracy"].agg(["mean", "std"]) * 100
-    ax.errorbar(range(len(part)), part["mean"], part["std"], marker="o", capsize=3, color=colour, label=plots.GROUPS[group])
+    ax.errorbar(
+        range(len(part)), part["mean"], part["std"], marker="o", capsize=3, color=colour, label=plots.GROUPS[group]
+    )
 ax.set_xticks(range(len(lengths)), [f"{e:,}" for e in lengths])
 ax.set(xlabel="epochs of masked pre-training", ylabel="accuracy after fine-tuning (%)")
 ax.spines[["top", "right"]].set_visible(False)
@@ -192,6 +213,7 @@ plots.save_figure(fig, "mgp_length", rows)
 # ## Exercises
 # 1. Set `mask_ratio = 0.5` above. The loss falls lower: is the pre-training better? What would decide it?
 
+
 # %%
 def visible_patches(image_size, patch_size, ratio):
     """How many patches the encoder sees."""
@@ -199,6 +221,7 @@ def visible_patches(image_size, patch_size, ratio):
 
 
 check(visible_patches, lambda s, p, r: int((s // p) ** 2 * (1 - r)), (224, 16, 0.75), (32, 4, 0.75), (8, 2, 0.6))
+
 
 # %%
 def masked_mean(error, mask):

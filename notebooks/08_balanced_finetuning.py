@@ -48,6 +48,7 @@ folder = Path(tempfile.mkdtemp(prefix="ltvit-"))
 #
 # so the raw logit $z_c$, which is used at test time, only has to learn what the image adds to that.
 
+
 # %%
 def balanced_by_hand(logits, target, prior):
     p = torch.sigmoid(logits + (prior / (1 - prior)).log())
@@ -75,7 +76,9 @@ for classes in (10, 100, 1000):
     plain = losses.bce(zeros, labels).item()
     balanced = losses.balanced_bce(zeros, labels, p).item()
     equation_10 = losses.balanced_bce(zeros, labels, p, test_prior=uniform).item()
-    print(f"C = {classes:4}: BCE {plain:7.2f}   Bal-BCE {balanced:5.2f}   with log(C-1), equation 10: {equation_10:7.2f}")
+    print(
+        f"C = {classes:4}: BCE {plain:7.2f}   Bal-BCE {balanced:5.2f}   with log(C-1), equation 10: {equation_10:7.2f}"
+    )
 
 # %% [markdown]
 # The extra $\log(C-1)$ of equation 10 moves every logit alike. It does not change what is learned, only where learning
@@ -146,14 +149,18 @@ bias = tau * losses.logit_bias_bce(train_prior)
 groups = longtail.index_groups(10, (3, 7))
 repaired = losses.decide_bce(logits, train_prior, uniform, bias=bias)
 rules = {"raw argmax": logits, "repaired, balanced test": repaired}
-pd.DataFrame({n: metrics.evaluate_logits(s, targets, livt_counts, groups) for n, s in rules.items()}).T[columns[:4]].mul(100).round(1)
+pd.DataFrame({n: metrics.evaluate_logits(s, targets, livt_counts, groups) for n, s in rules.items()}).T[
+    columns[:4]
+].mul(100).round(1)
 
 # %% [markdown]
 # ## On real images
 # From scratch, on CIFAR-10-LT at laptop scale:
 
 # %%
-laptop = runs.shots({"ViT": ("laptop_vit_ce", "cls"), "ViT + Bal-BCE": ("laptop_vit_bal_bce", "cls"), "LiVT": ("laptop_livt", "cls")})
+laptop = runs.shots(
+    {"ViT": ("laptop_vit_ce", "cls"), "ViT + Bal-BCE": ("laptop_vit_bal_bce", "cls"), "LiVT": ("laptop_livt", "cls")}
+)
 fig = plots.plot_shot_accuracy(laptop).figure
 plots.save_figure(fig, "balanced_finetuning_laptop", laptop)
 
@@ -166,13 +173,15 @@ plots.save_figure(fig, "balanced_finetuning_laptop", laptop)
 # ## Exercises
 # 1. Set `tau` to 0, 0.5 and 2 above. Which group pays for the tail's gain?
 
+
 # %%
 def bal_bce_bias(prior):
     """(C,) bias of Theorem 2."""
     return None  # your code
 
 
-check(bal_bce_bias, losses.logit_bias_bce, (prior,), (torch.tensor([0.5, 0.3, 0.2]),))
+check(bal_bce_bias, losses.logit_bias_bce, (longtail.prior([120, 30, 3]),), (torch.tensor([0.5, 0.3, 0.2]),))
+
 
 # %%
 def start_of_bal_bce(prior):
@@ -180,7 +189,7 @@ def start_of_bal_bce(prior):
     return None  # your code
 
 
-check(start_of_bal_bce, lambda p: p, (prior,), (torch.tensor([0.9, 0.1]),))
+check(start_of_bal_bce, lambda p: p, (longtail.prior([120, 30, 3]),), (torch.tensor([0.9, 0.1]),))
 
 # %% [markdown]
 # <details><summary>Solutions</summary>

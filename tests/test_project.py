@@ -108,14 +108,9 @@ def test_hidden_solution_is_right_and_a_wrong_one_fails(path, name, capsys):
     judging = re.sub(r"def .*?return None  # your code", "", cell, flags=re.DOTALL)
     names: dict = {}
     exec(imports, names)
-    setup = [c.source for c in code_cells(path) if "exercise-data" in c.metadata.get("tags", [])]
-    for block in setup:
-        exec(block, names)
     exec(solution, names)
     exec(judging, names)
     assert f"{name}: right" in capsys.readouterr().out
-    right = names[name]
-    names[name] = type(right)(right.__code__, names, name)
     exec(f"_right = {name}\ndef {name}(*case):\n    import torch\n    return torch.as_tensor(_right(*case)) + 1", names)
     with pytest.raises(AssertionError):
         exec(judging, names)

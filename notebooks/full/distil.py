@@ -23,12 +23,12 @@
 # ```
 #
 # The same command continues a run that was interrupted, and does nothing for one that has finished.
-# `-y "overrides: {epochs: 2}"` changes fields of the recipe.
+# `-y "overrides: {epochs: 4, drw_epoch: 3}"` changes fields of the recipe.
 
 # %% tags=["parameters"]
 recipe: str = "laptop_deit_lt"  # a name from ltvit_lib.recipes
 seed: int = 0  # seeds weights, order, augmentation and mixing
-overrides: dict = {}  # fields of the recipe to change, such as {"epochs": 2}
+overrides: dict = {}  # fields of the recipe to change, such as {"epochs": 4, "drw_epoch": 3}
 out: str = ""  # run folder; empty: runs/<recipe>/seed<seed>
 teacher: str = ""  # folder of the teacher's run; empty: runs/<its recipe>/seed<seed>
 

@@ -23,12 +23,12 @@
 # ```
 #
 # The same command continues a run that was interrupted, and does nothing for one that has finished.
-# `-y "overrides: {epochs: 2}"` changes fields of the recipe.
+# `-y "overrides: {epochs: 4}"` changes fields of the recipe.
 
 # %% tags=["parameters"]
 recipe: str = "laptop_vit_ce"  # a name from ltvit_lib.recipes
 seed: int = 0  # seeds weights, order, augmentation and mixing
-overrides: dict = {}  # fields of the recipe to change, such as {"epochs": 2}
+overrides: dict = {}  # fields of the recipe to change, such as {"epochs": 4}
 out: str = ""  # run folder; empty: runs/<recipe>/seed<seed>
 init: str = ""  # folder of the pre-training run; empty: runs/<its recipe>/seed<seed>
 

@@ -23,12 +23,12 @@
 # ```
 #
 # The same command continues a run that was interrupted, and does nothing for one that has finished.
-# `-y "overrides: {epochs: 2}"` changes fields of the recipe.
+# `-y "overrides: {epochs: 4, drw_epoch: 3}"` changes fields of the recipe.
 
 # %% tags=["parameters"]
 recipe: str = "laptop_teacher_ldam_drw_sam"  # a name from ltvit_lib.recipes
 seed: int = 0  # seeds weights, order, augmentation and mixing
-overrides: dict = {}  # fields of the recipe to change, such as {"epochs": 2}
+overrides: dict = {}  # fields of the recipe to change, such as {"epochs": 4, "drw_epoch": 3}
 out: str = ""  # run folder; empty: runs/<recipe>/seed<seed>
 
 # %%
@@ -40,8 +40,7 @@ chosen
 # %%
 from ltvit_lib import plots, train
 
-start = {}
-run = train.fit(chosen, out or runs.folder(chosen, seed), seed, **start)
+run = train.fit(chosen, out or runs.folder(chosen, seed), seed)
 print(run.path)
 
 # %% [markdown]

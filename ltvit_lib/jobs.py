@@ -1,0 +1,283 @@
+"""What is learnt from a batch: the four kinds of run, and the batches that they are given.
+
+A `Job` builds its model and gives the terms of its loss; `make_batches` augments and mixes. An *effective* batch is
+cut into micro-batches, over devices and accumulation steps: its random numbers are drawn for the whole, each piece
+takes its share, and a weighted mean divides by the sum of weights over the whole batch (`Batch.mass`). Only stochastic
+depth and BatchNorm see micro-batches.
+"""
+
+import contextlib
+import hashlib
+import inspect
+from dataclasses import dataclass, field
+
+from ltvit_lib import augment, losses, models, recipes
+from ltvit_lib.data import STATISTICS, Images, Split
+from ltvit_lib.longtail import drw_weights, prior
+from ltvit_lib.mae import MaskedAutoencoder
+from ltvit_lib.recipes import Distil, Finetune, Pretrain, Recipe, Teacher
+from ltvit_lib.runs import Run
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def random_seed(*where) -> int:
+    """A seed for one place in a run, such as (seed, epoch, step): any two places are independent."""
+    digest = hashlib.blake2b("/".join(map(str, where)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % 2**63
+
+
+def stream(*where) -> torch.Generator:
+    """A generator that starts at `random_seed(*where)`."""
+    return torch.Generator().manual_seed(random_seed(*where))
+
+
+@contextlib.contextmanager
+def _numpy_seed(seed: int):
+    """timm's Mixup draws from numpy's global state: seed it, and give it back as it was."""
+    saved = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(saved)
+
+
+@dataclass
+class Batch:
+    """A micro-batch on its device: b images, labels, training targets, and what the kind of run adds."""
+
+    images: Tensor  # (b, channels, S, S) normalised
+    labels: Tensor  # (b,)
+    target: Tensor  # (b,) hard or (b, C) soft
+    noise: Tensor | None = None  # (b, N) of the mask
+    answers: Tensor | None = None  # (b,) the teacher's
+    mass: dict[str, Tensor] = field(default_factory=dict)  # what the mean of each term of the loss divided by
+
+
+# --- the four kinds --------------------------------------------------------------------------------------------
+
+
+class Job:
+    """One kind of run: how its model is built, and the terms of its loss on a micro-batch."""
+
+    def __init__(self, recipe: Recipe, split: Split, device: torch.device, teacher: Run | None = None):
+        self.recipe, self.split, self.device = recipe, split, device
+        self.num_classes, self.channels = len(split.classes), split.train.images.shape[1]
+        self.mean, self.std = STATISTICS["imagenet"] if recipe.normalise == "imagenet" else (split.mean, split.std)
+        if len(self.mean) != self.channels:
+            raise ValueError(
+                f"normalise={recipe.normalise!r} has {len(self.mean)} channels, the images {self.channels}"
+            )
+        policy = recipes.POLICIES[recipe.policy]
+        self.policy = policy(recipe.image_size, self.mean, self.std, **recipe.policy_options)
+        self.mix: Mixup | None = None  # of this epoch
+
+    def build(self) -> nn.Module:
+        """A fresh model."""
+        recipe, options = self.recipe, dict(num_classes=self.num_classes, in_chans=self.channels)
+        if recipe.model.startswith("resnet") and recipe.model.endswith("_cifar"):
+            options |= {k: getattr(recipe, k) for k in ("normed", "width") if hasattr(recipe, k)}
+            return models.create(recipe.model, **options)
+        if models.patch_size(recipe.model):
+            options["img_size"] = recipe.image_size
+            if "distilled" not in recipe.model:
+                # LiVT: average pooling with its own norm; while pre-training the norm belongs to the encoder
+                options["global_pool"] = "token" if isinstance(recipe, Pretrain) else "avg"
+        return models.create(recipe.model, drop_path_rate=recipe.drop_path, **options)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Sets class weights, mixing and smoothing for this epoch."""
+
+    def prepare(self, batch: Batch) -> None:
+        """Fills in what the loss needs beside images and targets, and the mass of each of its terms."""
+        batch.mass = {"loss": _mass(batch.labels)}
+
+    def terms(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Means over this micro-batch, a term of the loss each, and the number of right answers."""
+        raise NotImplementedError
+
+
+def _mass(target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """What a mean over these hard or soft targets divides by: their number, or the sum of their weights."""
+    if weight is None:
+        return torch.full((), float(len(target)), device=target.device)
+    return (weight[target] if target.ndim == 1 else target @ weight).sum()
+
+
+def _right(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.detach().argmax(1) == labels).sum()
+
+
+class PretrainJob(Job):
+    def build(self) -> nn.Module:
+        r = self.recipe
+        return MaskedAutoencoder(super().build(), r.decoder_width, r.decoder_depth, r.decoder_heads, r.norm_pix)
+
+    def terms(self, model, batch):
+        loss, _, _ = model(batch.images, self.recipe.mask_ratio, batch.noise)
+        return {"loss": loss}, loss.detach() * float("nan")
+
+
+class FinetuneJob(Job):
+    """Any loss of `recipes.LOSSES`; the prior, counts, weights or features that it asks for are passed to it."""
+
+    def __init__(self, recipe: Finetune, split: Split, device: torch.device, teacher: Run | None = None):
+        super().__init__(recipe, split, device, teacher)
+        self.counts = torch.tensor(split.counts, dtype=torch.float32, device=device)
+        self.function = getattr(losses, recipe.loss)
+        self.options = recipes.loss_arguments(recipe, prior(split.counts).float().to(device), self.counts)
+        self.needs_features = "features" in inspect.signature(self.function).parameters
+        self.weight: Tensor | None = None  # (C,) class weights of this epoch
+        self.smoothing = recipe.smoothing  # of this epoch
+
+    def start_epoch(self, epoch: int) -> None:
+        recipe, start = self.recipe, self.recipe.drw_epoch
+        deferred = start is not None and epoch >= start
+        self.weight = drw_weights(self.counts, epoch, start, getattr(recipe, "beta", 0.9999)) if deferred else None
+        self.smoothing = recipe.smoothing
+        smoothing = dict(label_smoothing=recipe.smoothing, num_classes=self.num_classes)
+        mixes = recipe.mixup > 0 or recipe.cutmix > 0
+        self.mix = Mixup(recipe.mixup, recipe.cutmix, **smoothing) if mixes else None
+
+    def smoothed(self, labels: Tensor) -> Tensor:
+        """Targets of images that are not mixed: labels, or (b, C) with 1 - e + e / C on the label, as timm."""
+        if not self.smoothing:
+            return labels
+        return F.one_hot(labels, self.num_classes) * (1 - self.smoothing) + self.smoothing / self.num_classes
+
+    def prepare(self, batch: Batch) -> None:
+        batch.mass = {"loss": _mass(batch.target, self.weight)}
+
+    def terms(self, model, batch):
+        options = self.options if self.weight is None else self.options | {"weight": self.weight}
+        if self.needs_features:
+            logits, features = _with_features(model, batch.images)
+            options = options | {"features": features}
+        else:
+            logits = model(batch.images)
+        return {"loss": self.function(logits, batch.target, **options)}, _right(logits, batch.labels)
+
+
+class DistilJob(FinetuneJob):
+    """DeiT-LT: the teacher answers for the student's own images, at its resolution and with its normalisation."""
+
+    def __init__(self, recipe: Distil, split: Split, device: torch.device, teacher: Run | None = None):
+        super().__init__(recipe, split, device)
+        theirs, ours = teacher.identity["data"], split.digest
+        if theirs != ours:
+            raise ValueError(
+                f"the teacher in {teacher.path} saw other images ({theirs}, here {ours}): train it with the same data, "
+                "seed and evaluate_on"
+            )
+        maker = FinetuneJob(teacher.recipe, split, device)
+        self.teacher = maker.build().to(device).eval().requires_grad_(False)
+        models.load_weights(self.teacher, teacher.path)
+        self.teacher_size = teacher.recipe.image_size
+        scales = (self.mean, self.std, maker.mean, maker.std)
+        self.scales = [torch.tensor(v, device=device).view(1, -1, 1, 1) for v in scales]
+
+    def build(self) -> nn.Module:
+        model = super().build()
+        if not hasattr(model, "set_distilled_training"):
+            raise ValueError(f"{self.recipe.model} has no DIST token: use a distilled ViT")
+        model.set_distilled_training(True)
+        return model
+
+    def start_epoch(self, epoch: int) -> None:
+        super().start_epoch(epoch)
+        if self.weight is not None and not self.recipe.drw_mixup:
+            self.mix, self.smoothing = None, 0.0
+
+    @torch.no_grad()
+    def ask(self, images: Tensor) -> Tensor:
+        """The teacher's answers (b,) to images that are normalised for the student."""
+        if images.shape[-1] != self.teacher_size:
+            images = F.interpolate(images, (self.teacher_size, self.teacher_size), mode="bicubic", antialias=True)
+        mean, std, teacher_mean, teacher_std = self.scales
+        return self.teacher((images * std + mean - teacher_mean) / teacher_std).argmax(1)
+
+    def prepare(self, batch: Batch) -> None:
+        batch.answers = self.ask(batch.images)
+        batch.mass = {"cls": _mass(batch.target), "dist": _mass(batch.answers, self.weight)}
+
+    def terms(self, model, batch):
+        alpha = self.recipe.alpha  # losses.distillation, its parts apart so that each can be divided by its own mass
+        cls, dist = model(batch.images)
+        on_cls = self.function(cls, batch.target, **self.options)
+        on_dist = losses.cross_entropy(dist, batch.answers, self.weight)
+        return {"cls": (1 - alpha) * on_cls, "dist": alpha * on_dist}, _right(cls + dist, batch.labels)
+
+
+JOBS = {Pretrain.kind: PretrainJob, Finetune.kind: FinetuneJob, Teacher.kind: FinetuneJob, Distil.kind: DistilJob}
+
+
+def _with_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and what the classifier saw, (b, D)."""
+    seen = []
+    head = (model.module if hasattr(model, "module") else model).get_classifier()
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        return model(images), seen[0]
+    finally:
+        hook.remove()
+
+
+# --- batches ---------------------------------------------------------------------------------------------------
+
+
+def epoch_order(count: int, recipe: Recipe, seed: int, epoch: int) -> Tensor:
+    """Image indices of an epoch, (steps, batch_size); the rest of a last partial batch is left out.
+
+    Repeated augmentation draws each image `repeats` times in a row, and as many images fewer.
+    """
+    order = torch.randperm(count, generator=stream(seed, epoch, "order"))
+    order = order.repeat_interleave(recipe.repeats)[: count // recipe.batch_size * recipe.batch_size]
+    return order.view(-1, recipe.batch_size)
+
+
+def parts(batch_size: int, pieces: int) -> list[Tensor]:
+    """Cuts positions 0..B-1 into equal pieces that mixup treats as it would the whole.
+
+    timm mixes image i with image B-1-i, so a piece takes as many from the front as, mirrored, from the back.
+    """
+    size = batch_size // pieces
+    if size % 2:
+        return list(torch.arange(batch_size).split(size))
+    front = torch.arange(batch_size // 2).split(size // 2)
+    return [torch.cat([f, (batch_size - 1 - f).flip(0)]) for f in front]
+
+
+def make_batches(job: Job, pixels: Images, chosen: Tensor, seeds: tuple, pieces: list[Tensor]) -> list[Batch]:
+    """This device's micro-batches of one effective batch: augmented, mixed, with all that the loss needs.
+
+    Args:
+        pixels: the training images, on the job's device.
+        chosen: (B,) image indices of the whole effective batch.
+        seeds: (seed, epoch, step).
+        pieces: positions in `chosen` of each micro-batch, from `parts`.
+    """
+    generator = stream(*seeds)
+    draws = augment.draw(job.policy, len(chosen), generator)
+    noise = None
+    if isinstance(job, PretrainJob):
+        patches = (job.recipe.image_size // models.patch_size(job.recipe.model)) ** 2
+        noise = torch.rand(len(chosen), patches, generator=generator)
+    batches = []
+    for piece in pieces:
+        index = chosen[piece].to(job.device)
+        images = augment.apply(job.policy, pixels.images[index], {k: v[piece] for k, v in draws.items()})
+        labels = target = pixels.targets[index]
+        if job.mix is not None:
+            with _numpy_seed(random_seed(*seeds, "mix")):  # the same draw for every piece
+                images, target = job.mix(images, labels)
+        elif isinstance(job, FinetuneJob):
+            target = job.smoothed(labels)
+        batch = Batch(images, labels, target, None if noise is None else noise[piece].to(job.device))
+        job.prepare(batch)
+        batches.append(batch)
+    return batches

@@ -1,0 +1,244 @@
+"""What a batch is and what is learnt from it: DeiT-LT's stages, the teacher's view, accumulation, every loss."""
+
+import dataclasses
+
+from ltvit_lib import augment, data, jobs, longtail, losses, recipes, train
+
+import pytest
+import torch
+from torch import nn
+
+CPU = torch.device("cpu")
+REQUIRED = {"nt_bce": {"lam": 5.0}, "focal": {"gamma": 2.0}}
+SHORT = dict(epochs=2, warmup_epochs=0.0)
+# a small image is a small teacher's, a larger one the student's; other statistics for each
+TEACHER = recipes.get(
+    "digits_teacher_ldam_drw_sam", epochs=1, warmup_epochs=0.0, drw_epoch=0, batch_size=16, width=4, sam_rho=0.0
+)
+STUDENT = recipes.get(
+    "digits_deit_lt", image_size=16, normalise="imagenet", batch_size=16, drw_epoch=2, epochs=4, warmup_epochs=0.0
+)
+
+
+@pytest.fixture(scope="module")
+def colours() -> data.Split:
+    """3 classes of 24, 10 and 4 RGB images of 8 x 8 pixels, and 6 test images."""
+    generator = torch.Generator().manual_seed(0)
+
+    def part(counts: list[int]) -> data.Images:
+        pixels = torch.randint(0, 256, (sum(counts), 3, 8, 8), generator=generator, dtype=torch.uint8)
+        return data.Images(pixels, torch.arange(3).repeat_interleave(torch.tensor(counts)))
+
+    return data.Split("colours", part([24, 10, 4]), part([2, 2, 2]), tuple("abc"), (0.5,) * 3, (0.3,) * 3, (1, 2))
+
+
+@pytest.fixture(scope="module")
+def teacher(colours, tmp_path_factory):
+    return train.fit(TEACHER, tmp_path_factory.mktemp("teacher"), data=colours, progress=False)
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Split:
+    return data.load("digits", 40.0)
+
+
+class Spy(nn.Module):
+    """A teacher that remembers what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, images):
+        self.seen.append(images)
+        return images.flatten(1)[:, :3]
+
+
+def one_batch(job: jobs.Job, split: data.Split, step: int = 0, pieces: int = 1) -> list[jobs.Batch]:
+    size = job.recipe.batch_size
+    return jobs.make_batches(job, split.train, some(split, size, step), (0, 0, step), jobs.parts(size, pieces))
+
+
+def some(split: data.Split, size: int, step: int = 0) -> torch.Tensor:
+    return torch.randperm(len(split.train), generator=torch.Generator().manual_seed(step))[:size]
+
+
+# --- DeiT-LT ---------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_sees_the_students_images_in_its_own_scale(colours, teacher):
+    job = jobs.DistilJob(STUDENT, colours, CPU, teacher)
+    job.teacher = spy = Spy()
+    job.start_epoch(0)
+    (batch,) = one_batch(job, colours)
+    assert batch.images.shape == (16, 3, 16, 16)
+    (seen,) = spy.seen
+    assert seen.shape == (16, 3, 8, 8)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in data.STATISTICS["imagenet"])
+    pixels = batch.images * std + mean  # 0..1, mixed and all
+    small = nn.functional.interpolate(pixels, (8, 8), mode="bicubic", antialias=True)
+    torch.testing.assert_close(seen, (small - 0.5) / 0.3, atol=1e-5, rtol=1e-5)
+    assert torch.equal(batch.answers, seen.flatten(1)[:, :3].argmax(1))
+
+
+def test_a_teacher_of_the_students_size_sees_the_very_tensor(colours, teacher):
+    recipe = dataclasses.replace(STUDENT, image_size=8, normalise="data")
+    job = jobs.DistilJob(recipe, colours, CPU, teacher)
+    job.teacher = spy = Spy()
+    job.start_epoch(0)
+    (batch,) = one_batch(job, colours)
+    torch.testing.assert_close(spy.seen[0], batch.images, atol=1e-6, rtol=1e-6)
+
+
+def test_stages_of_deit_lt(colours, teacher):
+    job = jobs.DistilJob(STUDENT, colours, CPU, teacher)
+    model = job.build()
+    for epoch in range(4):
+        job.start_epoch(epoch)
+        (batch,) = one_batch(job, colours)
+        deferred = epoch >= 2
+        assert (job.mix is None) == deferred
+        weight = longtail.drw_weights(job.counts, epoch, 2) if deferred else None
+        if deferred:
+            assert torch.equal(batch.target, batch.labels), "hard and not smoothed"
+            assert torch.equal(job.weight, weight)
+            assert not torch.equal(weight, torch.ones(3))
+        else:
+            assert batch.target.shape == (16, 3)
+            assert batch.target.min() >= 0.1 / 3 - 1e-6, "smoothed"
+            assert job.weight is None
+        terms, _ = job.terms(model.train(), batch)
+        cls, dist = model(batch.images)
+        answers = nn.functional.one_hot(batch.answers, 3).float()
+        expected = losses.distillation(cls, dist, batch.target, answers, weight)["loss"]
+        torch.testing.assert_close(sum(terms.values()), expected)
+
+
+def test_mixing_to_the_end_and_plain_deit(colours, teacher):
+    for change in (dict(drw_mixup=True), dict(drw_epoch=None)):
+        job = jobs.DistilJob(dataclasses.replace(STUDENT, **change), colours, CPU, teacher)
+        job.start_epoch(3)
+        assert job.mix is not None
+        assert job.smoothing == 0.1
+        assert (job.weight is None) == (change == dict(drw_epoch=None))
+
+
+def test_unmixed_images_are_what_the_policy_gives(colours, teacher):
+    job = jobs.DistilJob(STUDENT, colours, CPU, teacher)
+    job.start_epoch(3)
+    (batch,) = one_batch(job, colours)
+    draws = augment.draw(job.policy, 16, jobs.stream(0, 0, 0))
+    assert torch.equal(batch.images, augment.apply(job.policy, colours.train.images[some(colours, 16)], draws))
+
+
+def test_the_teacher_is_frozen(colours, teacher, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setitem(train.JOBS, "distil", lambda *a: made.append(jobs.DistilJob(*a)) or made[-1])
+    train.fit(STUDENT, tmp_path, data=colours, teacher=teacher, progress=False)
+    assert not any(m.training for m in made[0].teacher.modules())
+    assert not any(p.requires_grad for p in made[0].teacher.parameters())
+    trained, _ = train.build(teacher, colours)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, made[0].teacher.state_dict()[name]), name
+
+
+def test_a_student_needs_a_dist_token(colours, teacher):
+    job = jobs.DistilJob(dataclasses.replace(STUDENT, model="vit_w64d4_patch2_8"), colours, CPU, teacher)
+    with pytest.raises(ValueError, match="no DIST token"):
+        job.build()
+
+
+# --- batches ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(16, 1), (16, 2), (16, 8), (12, 3), (9, 3), (6, 6)])
+def test_parts_cover_the_batch_and_keep_mixups_pairs(size, pieces):
+    cut = jobs.parts(size, pieces)
+    assert len(cut) == pieces
+    assert sorted(torch.cat(cut).tolist()) == list(range(size))
+    if size // pieces % 2 == 0:
+        assert all(torch.equal(piece + piece.flip(0), torch.full_like(piece, size - 1)) for piece in cut)
+
+
+def test_an_epoch_draws_each_image_once_or_a_few_often():
+    recipe = recipes.get("digits_vit_ce", batch_size=10)
+    order = jobs.epoch_order(47, recipe, 0, 0)
+    assert order.shape == (4, 10)
+    assert len(order.unique()) == 40
+    assert torch.equal(order, jobs.epoch_order(47, recipe, 0, 0))
+    assert not torch.equal(order, jobs.epoch_order(47, recipe, 0, 1))
+    repeated = jobs.epoch_order(47, dataclasses.replace(recipe, repeats=3), 0, 0)
+    assert repeated.shape == (4, 10)
+    assert repeated.flatten().bincount().max() == 3
+
+
+@pytest.mark.parametrize("name", ["digits_vit_ce", "digits_mgp"])
+def test_pieces_are_the_whole_batch_cut(digits, name):
+    """Augmentation, mixing (both kinds) and masks do not depend on how a batch is cut."""
+    mixing = dict(mixup=0.8, cutmix=1.0, smoothing=0.1) if name == "digits_vit_ce" else {}
+    recipe = recipes.get(name, batch_size=32, **mixing)
+    job = jobs.JOBS[recipe.kind](recipe, digits, CPU)
+    job.start_epoch(0)
+    for step in range(4):
+        (whole,) = one_batch(job, digits, step)
+        for batch, piece in zip(one_batch(job, digits, step, 4), jobs.parts(32, 4), strict=True):
+            for key in ("images", "labels", "target", "noise"):
+                a, b = getattr(batch, key), getattr(whole, key)
+                assert (a is None and b is None) or torch.equal(a, b[piece]), key
+
+
+def test_mixing_leaves_numpys_generator_alone(digits):
+    import numpy as np
+
+    recipe = recipes.get("digits_vit_ce", batch_size=32, mixup=0.8)
+    job = jobs.FinetuneJob(recipe, digits, CPU)
+    job.start_epoch(0)
+    np.random.seed(5)
+    expected = np.random.RandomState(5).rand(3)
+    one_batch(job, digits)
+    assert np.array_equal(np.random.rand(3), expected)
+
+
+# --- losses ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", recipes.LOSSES)
+def test_every_loss_is_wired(digits, tmp_path, loss):
+    """One step of each: the loss that training reports is the function on the model's own logits."""
+    recipe = recipes.get(
+        "digits_vit_ce", loss=loss, loss_options=REQUIRED.get(loss, {}), batch_size=320, epochs=1, warmup_epochs=0.0
+    )
+    run = train.fit(recipe, tmp_path, data=digits, progress=False)
+    torch.manual_seed(jobs.random_seed(0, "weights"))
+    job = jobs.FinetuneJob(recipe, digits, CPU)
+    model = job.build().train()
+    job.start_epoch(0)
+    order = jobs.epoch_order(len(digits.train), recipe, 0, 0)[0]
+    (batch,) = jobs.make_batches(job, digits.train, order, (0, 0, 0), jobs.parts(320, 1))
+    tokens = model.forward_head(model.forward_features(batch.images), pre_logits=True)
+    given = {"prior": longtail.prior(digits.counts), "counts": torch.tensor(digits.counts).float(), "features": tokens}
+    asked = {k: v for k, v in given.items() if k in losses.__dict__[loss].__code__.co_varnames}
+    expected = getattr(losses, loss)(model.head(tokens), batch.labels, **asked, **REQUIRED.get(loss, {}))
+    assert run.curve["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert set(run.result["heads"]) == {"cls"}
+
+
+def test_class_weights_reach_the_losses_that_take_them(digits):
+    for loss in recipes.WEIGHTED:
+        recipe = recipes.get("digits_vit_ce", loss=loss, drw_epoch=1, epochs=2, warmup_epochs=0.0)
+        job, model = jobs.FinetuneJob(recipe, digits, CPU), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        terms = []
+        for epoch in (0, 1):
+            job.start_epoch(epoch)
+            (batch,) = one_batch(job, digits)
+            terms.append(job.terms(model, batch)[0]["loss"])
+            weight = None if epoch == 0 else longtail.effective_number_weights(job.counts)
+            more = {"counts": job.counts} if loss == "ldam" else {}
+            expected = getattr(losses, loss)(model(batch.images), batch.labels, weight=weight, **more)
+            torch.testing.assert_close(terms[-1], expected)
+        assert terms[0] != terms[1]
+
+
+def test_statistics_must_fit_the_images(digits):
+    with pytest.raises(ValueError, match="normalise='imagenet' has 3 channels, the images 1"):
+        jobs.FinetuneJob(recipes.get("digits_vit_ce", normalise="imagenet"), digits, CPU)

@@ -1,0 +1,287 @@
+"""Run folders survive kills and full disks, know whose they are, and their numbers reach the ledger."""
+
+import errno
+import json
+import os
+from dataclasses import replace
+
+from ltvit_lib import recipes, runs
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+VIT = recipes.get("digits_vit_ce")
+START = {"init": "", "teacher": ""}
+
+
+def wanted(recipe=VIT, seed=0, data="0123456789ab", **start) -> dict:
+    return runs.identity(recipe, seed, data, START | start)
+
+
+def finished(folder, recipe=VIT, seed=0, accuracy=0.5, heads=("cls",), seconds=1.5) -> runs.Run:
+    """A finished run without any training."""
+    run = runs.open_run(folder, wanted(recipe, seed), resume=True)
+    scores = {"all": accuracy, "head": 0.9, "tail": 0.1, "per_class": [0.5, 0.5]}
+    cost = {"final_loss": 1.0, "seconds": seconds, "images_per_second": 100.0, "peak_memory_mib": 300}
+    runs.write_json(run.path / "result.json", {"heads": {h: scores for h in heads}} | cost)
+    return run
+
+
+# --- writing ---------------------------------------------------------------------------------------------------
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("fails", ["replace", "open", "fsync"])
+def test_a_full_disk_leaves_the_file_before(tmp_path, monkeypatch, fails):
+    path = tmp_path / "file"
+    runs.write(path, b"before")
+    if fails == "open":
+        monkeypatch.setattr("builtins.open", full_disk)
+    else:
+        monkeypatch.setattr(os, fails, full_disk)
+    with pytest.raises(OSError, match="cannot write .*No space left.*the last checkpoint is untouched") as caught:
+        runs.write(path, b"after")
+    monkeypatch.undo()
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def trained(kind: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    parameters = list(model.parameters())
+    groups = [{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.1) if kind == "adamw" else torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    return model, optimizer
+
+
+def steps(model, optimizer, count: int) -> None:
+    for i in range(count):
+        optimizer.zero_grad()
+        model(torch.randn(8, 3, generator=torch.Generator().manual_seed(i))).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_checkpoint_restores_weights_buffers_and_optimiser(tmp_path, kind):
+    run, (model, optimizer) = runs.Run(tmp_path), trained(kind)
+    steps(model, optimizer, 3)
+    runs.save_checkpoint(run, model.state_dict(), optimizer, 7, 1.25)
+    other, its_optimizer = trained(kind)
+    assert runs.load_checkpoint(run, other, its_optimizer) == (7, 1.25)
+    for one, two in ((model, optimizer), (other, its_optimizer)):
+        steps(one, two, 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+
+
+def test_no_checkpoint_and_a_damaged_one(tmp_path):
+    run, (model, optimizer) = runs.Run(tmp_path), trained("adamw")
+    assert runs.load_checkpoint(run, model, optimizer) == (0, 0.0)
+    runs.save_checkpoint(run, model.state_dict(), optimizer, 1, 1.0)
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="is damaged .* remove it to start this run again"):
+        runs.load_checkpoint(run, model, optimizer)
+
+
+def test_epochs_done_again_replace_their_rows_exactly(tmp_path):
+    run = runs.Run(tmp_path)
+    rows = [{"epoch": e, "loss": 1 / 3 + e, "accuracy": float("nan"), "lr": 0.1 / 3} for e in range(4)]
+    runs.append_metrics(run, rows[:3])
+    runs.append_metrics(run, [rows[2] | {"loss": 7.0}])
+    runs.append_metrics(run, rows[2:])
+    assert run.curve["epoch"].tolist() == [0, 1, 2, 3]
+    assert (tmp_path / "metrics.csv").read_text() == pd.DataFrame(rows).to_csv(index=False), "to the last digit"
+
+
+# --- folders ---------------------------------------------------------------------------------------------------
+
+
+def snapshot(folder) -> dict:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("there", "says"),
+    [
+        (wanted(VIT, seed=1), "seed is 1 there and 0 here"),
+        (wanted(replace(VIT, epochs=7)), "epochs is 7 there and 300 here"),
+        (wanted(recipes.get("digits_mgp")), "kind is 'pretrain' there"),
+        (wanted(data="ba9876543210"), "data is 'ba9876543210' there"),
+        (wanted(teacher="abc"), "teacher is 'abc' there"),
+    ],
+    ids=["seed", "recipe", "kind", "data", "teacher"],
+)
+def test_another_run_is_left_alone(tmp_path, there, says):
+    runs.open_run(tmp_path / "run", there, resume=True)
+    before = snapshot(tmp_path / "run")
+    with pytest.raises(ValueError, match=f"holds another run .*{says}"):
+        runs.open_run(tmp_path / "run", wanted(), resume=True)
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_the_same_run_is_resumed_unless_told_not_to(tmp_path):
+    first = runs.open_run(tmp_path / "run", wanted(), resume=True)
+    assert runs.open_run(str(tmp_path / "run"), wanted(), resume=True) == first
+    with pytest.raises(ValueError, match="holds this run already"):
+        runs.open_run(tmp_path / "run", wanted(), resume=False)
+
+
+def test_foreign_files_are_respected(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="not empty and holds no run"):
+        runs.open_run(tmp_path, wanted(), resume=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "thesis.tex"]
+    with pytest.raises(OSError, match="cannot make .*choose a folder"):
+        runs.open_run(tmp_path / "thesis.tex", wanted(), resume=True)
+
+
+def test_a_start_that_was_killed_does_not_block_the_folder(tmp_path):
+    (tmp_path / "env.json").write_text("{}")
+    (tmp_path / "recipe.json.partial").write_text("{")
+    assert runs.open_run(tmp_path, wanted(), resume=True).recipe == VIT
+
+
+def test_remarks_and_younger_fields_do_not_make_another_run(tmp_path):
+    run = runs.open_run(tmp_path, wanted(), resume=True)
+    identity = run.identity
+    identity["recipe"]["reaches"] = "what we thought then"
+    del identity["recipe"]["eval_crop"]  # as if the field had been added since
+    runs.write_json(run.path / "recipe.json", identity)
+    assert run.recipe.eval_crop == 1.0
+    runs.open_run(tmp_path, wanted(), resume=True)
+    identity["recipe"]["from_the_future"] = 1
+    runs.write_json(run.path / "recipe.json", identity)
+    with pytest.raises(ValueError, match="another version of this library"):
+        _ = run.recipe
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_survives_its_json(name, tmp_path):
+    recipe = replace(recipes.get(name), policy_options={"scale": (0.3, 1.0)})
+    again = runs.open_run(tmp_path, wanted(recipe), resume=True).recipe
+    assert runs.changes(again) == {"policy_options": {"scale": [0.3, 1.0]}}
+    assert replace(again, policy_options=recipe.policy_options) == recipe
+
+
+def test_where_a_run_goes(monkeypatch, tmp_path):
+    monkeypatch.setenv("LTVIT_RUNS", str(tmp_path))
+    assert runs.folder("digits_vit_ce", 3) == tmp_path / "digits_vit_ce" / "seed3"
+    changed = runs.folder(recipes.get("digits_vit_ce", rho=10))
+    assert changed.parent.name.startswith("digits_vit_ce-")
+    assert changed == runs.folder(recipes.get("digits_vit_ce", rho=10.0)) != runs.folder("digits_vit_ce")
+    assert runs.folder(replace(VIT, reaches="a remark")) == runs.folder(VIT)
+
+
+def test_an_unfinished_run_has_no_result(tmp_path):
+    run = runs.open_run(tmp_path, wanted(), resume=True)
+    assert not run.finished
+    with pytest.raises(ValueError, match="has not finished"):
+        _ = run.result
+    assert run.seed == 0
+
+
+# --- papermill's parameters ------------------------------------------------------------------------------------
+
+ALLOWED = ("recipe", "seed", "overrides", "out")
+
+
+def parameters(injected: str = "", **values) -> dict:
+    return {
+        "In": ["", "recipe = 'x'", f"# Parameters\n{injected}"],
+        "recipe": "digits_vit_ce",
+        "overrides": {},
+    } | values
+
+
+def test_parameters_make_a_recipe():
+    assert runs.from_parameters(parameters("recipe = 'digits_vit_ce'\n"), ALLOWED) == VIT
+    for changed in ({"epochs": 20}, '{"epochs": 20}'):
+        assert runs.from_parameters(parameters(overrides=changed), ALLOWED).epochs == 20
+    assert runs.from_parameters(parameters(result={}, chosen=VIT, run=None), ALLOWED) == VIT, "a cell run again"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (parameters("recipee = 'digits_mgp'\n"), "unknown parameter 'recipee'; this notebook takes recipe, seed"),
+        (parameters(recipe="digits_mpg"), "did you mean 'digits_mgp'"),
+        (parameters(overrides={"epoch": 1}), "did you mean 'epochs'"),
+        (parameters(overrides="epochs=1"), "overrides are not JSON"),
+        (parameters(overrides="[1]"), "overrides must map fields to values"),
+    ],
+)
+def test_mistyped_parameters_are_refused(given, says):
+    with pytest.raises(ValueError, match=says):
+        runs.from_parameters(given, ALLOWED)
+
+
+# --- the ledger ------------------------------------------------------------------------------------------------
+
+
+def test_the_ledger_has_a_row_a_run_and_head(tmp_path):
+    path = tmp_path / "ledger.csv"
+    one = finished(tmp_path / "a", heads=("cls", "dist", "avg"))
+    two = finished(tmp_path / "b", recipes.get("digits_mgp"), heads=())
+    three = finished(tmp_path / "c", recipes.get("digits_vit_ce", epochs=20), seed=1)
+    unfinished = runs.open_run(tmp_path / "d", wanted(seed=5), resume=True)
+    table = runs.record([one, two, three, unfinished], path)
+    assert set(zip(table["recipe"], table["seed"], table["head"].fillna(""))) == {
+        ("digits_vit_ce", 0, "cls"), ("digits_vit_ce", 0, "dist"), ("digits_vit_ce", 0, "avg"),
+        ("digits_vit_ce", 1, "cls"), ("digits_mgp", 0, ""),
+    }  # fmt: skip
+    columns = (
+        "recipe overrides seed data epochs evaluated_on head all head_classes tail final_loss seconds "
+        "images_per_second peak_memory_mib device torch timm commit"
+    )
+    assert set(table) == set(columns.split())
+    changed = table[table["seed"] == 1].iloc[0]
+    assert json.loads(changed["overrides"]) == {"epochs": 20}
+    assert changed["epochs"] == 20
+    assert changed["data"] == "0123456789ab", "a digest of digits alone stays text"
+
+
+def test_recording_again_changes_nothing_and_a_new_result_replaces_the_old(tmp_path):
+    path = tmp_path / "ledger.csv"
+    run, other = finished(tmp_path / "a", accuracy=1 / 3), finished(tmp_path / "b", seed=1)
+    runs.record([run], path)
+    table = runs.record([other], path)
+    once = path.read_bytes()
+    pd.testing.assert_frame_equal(runs.record([run, other], path), table)
+    assert path.read_bytes() == once
+    again = finished(tmp_path / "again", accuracy=0.75)
+    assert sorted(runs.record([again], path)["all"]) == [0.5, 0.75]
+
+
+def test_a_full_disk_leaves_the_ledger(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.csv"
+    runs.record([finished(tmp_path / "a")], path)
+    before = path.read_bytes()
+    other = finished(tmp_path / "b", seed=1)
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        runs.record([other], path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_nothing_to_record(tmp_path):
+    with pytest.raises(ValueError, match="no finished run"):
+        runs.record([], tmp_path / "ledger.csv")
+    with pytest.raises(ValueError, match="no ledger at .*make ledger"):
+        runs.ledger(tmp_path / "ledger.csv")
+
+
+def test_collect_finds_finished_runs_only(tmp_path):
+    run = finished(tmp_path / "x" / "seed0")
+    runs.open_run(tmp_path / "y", wanted(), resume=True)
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z" / "result.json").write_text("{}")
+    assert runs.collect(tmp_path) == [run]

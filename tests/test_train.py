@@ -1,0 +1,459 @@
+"""One fit for four kinds of run: it learns, resumes bit for bit, refuses bad input early and survives failures."""
+
+import contextlib
+import errno
+import functools
+import html
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from ltvit_lib import data, losses, models, recipes, runs, train
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+FULL = ROOT / "notebooks" / "full"
+TEACHER = "digits_teacher_ldam_drw_sam"
+SHORT = dict(epochs=2, warmup_epochs=0.0)
+SHORT_DRW = SHORT | dict(drw_epoch=1)
+quiet = functools.partial(train.fit, progress=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def mgp(folder) -> runs.Run:
+    return quiet(recipes.get("digits_mgp", **SHORT), folder / "mgp")
+
+
+@pytest.fixture(scope="module")
+def teacher(folder) -> runs.Run:
+    return quiet(recipes.get(TEACHER, **SHORT_DRW, width=4), folder / "teacher")
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Split:
+    return data.load("digits", 40.0)
+
+
+def weights(run: runs.Run) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in load_file(run.path / "last.safetensors").items() if k.startswith("model.")}
+
+
+def snapshot(path: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+# --- it learns -------------------------------------------------------------------------------------------------
+
+LEARNS = {
+    "digits_mgp": dict(base_lr=1e-3),
+    "digits_vit_ce": dict(base_lr=1e-3),
+    "digits_livt": dict(base_lr=2e-3, epochs=12),
+    TEACHER: dict(drw_epoch=None, base_lr=0.02, width=8),
+    "digits_deit_lt": dict(drw_epoch=None, mixup=0.0, cutmix=0.0),
+}
+
+
+@pytest.mark.parametrize("name", LEARNS)
+def test_the_loss_falls(name, tmp_path, mgp, teacher):
+    start = {"digits_livt": {"init": mgp}, "digits_deit_lt": {"teacher": teacher}}.get(name, {})
+    run = quiet(recipes.get(name, **dict(epochs=5, warmup_epochs=0.0) | LEARNS[name]), tmp_path, **start)
+    curve = run.curve
+    assert curve["loss"].iloc[-1] < 0.95 * curve["loss"].iloc[0]
+    assert curve["epoch"].tolist() == list(range(run.recipe.epochs))
+    assert run.finished
+    names = {"digits_mgp": set(), "digits_deit_lt": {"cls", "dist", "avg"}}.get(name, {"cls"})
+    assert set(run.result["heads"]) == names
+    if names:
+        logits = run.logits()
+        assert set(logits) == names | {"targets"}
+        assert all(len(z) == 500 for z in logits.values())
+        assert curve["accuracy"].between(0, 1).all()
+    if names and name != "digits_livt":
+        assert curve["accuracy"].iloc[-1] > curve["accuracy"].iloc[0]
+
+
+def test_the_trained_model_comes_back(digits, teacher, tmp_path):
+    run = quiet(recipes.get("digits_deit_lt", **SHORT_DRW), tmp_path, teacher=teacher)
+    model, split = train.build(run)
+    assert split.digest == run.identity["data"]
+    again = train.predict_logits(model, split.test, run.recipe, split.mean, split.std)
+    for head, logits in again.items():
+        torch.testing.assert_close(logits, run.logits()[head], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again["avg"], (again["cls"] + again["dist"]) / 2)
+
+
+def test_every_image_is_evaluated_once_and_in_order(digits):
+    torch.manual_seed(0)
+    model = models.create("resnet8_cifar", num_classes=10, in_chans=1, width=4)
+    odd = data.Images(torch.cat([digits.test.images] * 2 + [digits.test.images[:37]]), digits.test.targets.repeat(3))
+    odd = data.Images(odd.images, odd.targets[: len(odd.images)])
+    recipe = recipes.get("digits_vit_ce")
+    (logits,) = train.predict_logits(model, odd, recipe, digits.mean, digits.std).values()
+    assert logits.shape == (1037, 10)
+    torch.testing.assert_close(logits[500:1000], logits[:500])
+    pixels = (odd.images.float() / 255 - digits.mean[0]) / digits.std[0]
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model.eval()(pixels), atol=1e-4, rtol=1e-4)
+
+
+class Forbidden:
+    def __getattr__(self, name):
+        raise AssertionError(f"the test set's {name} was looked at")
+
+
+def test_validation_never_looks_at_the_test_set(digits, tmp_path):
+    recipe = recipes.get("digits_vit_ce", evaluate_on="val", **SHORT)
+    run = quiet(recipe, tmp_path, data=replace(digits, test=Forbidden()))
+    held_out = train.load_split(recipe, 0)
+    assert len(run.logits()["targets"]) == len(held_out.val) >= 20
+    assert run.identity["data"] == held_out.digest != digits.digest
+
+
+def test_a_plain_cnn_takes_any_loss(tmp_path):
+    recipe = recipes.get("digits_vit_bal_bce", model="resnet8_cifar", optimizer="sgd", **SHORT)
+    assert quiet(recipe, tmp_path).finished
+
+
+# --- one step, whatever the accumulation -----------------------------------------------------------------------
+
+PLAIN = dict(epochs=1, warmup_epochs=0.0, optimizer="sgd", base_lr=0.05)
+ACCUMULATED = {
+    "weighted CE": ("digits_vit_ce", dict(drw_epoch=0)),
+    "weighted CE, mixed and smoothed": ("digits_vit_ce", dict(drw_epoch=0, mixup=0.8, cutmix=1.0, smoothing=0.1)),
+    "Bal-BCE, mixed": ("digits_vit_bal_bce", dict(mixup=0.8, cutmix=1.0, base_lr=0.005)),
+    "distillation": ("digits_deit_lt", dict(drw_epoch=None)),
+    "distillation under DRW": ("digits_deit_lt", dict(drw_epoch=0)),
+    "distillation, mixed under DRW": ("digits_deit_lt", dict(drw_epoch=0, drw_mixup=True)),
+    "pre-training": ("digits_mgp", {}),
+}
+
+
+@pytest.mark.parametrize("case", ACCUMULATED)
+def test_accumulation_changes_nothing(case, tmp_path, teacher):
+    name, changes = ACCUMULATED[case]
+    start = {"teacher": teacher} if name == "digits_deit_lt" else {}
+    recipe = recipes.get(name, **PLAIN | changes)
+    whole = quiet(recipe, tmp_path / "whole", **start)
+    half = quiet(replace(recipe, micro_batch=32), tmp_path / "half", **start)
+    for key, value in weights(whole).items():
+        torch.testing.assert_close(weights(half)[key], value, atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+    assert half.curve["loss"].tolist() == pytest.approx(whole.curve["loss"].tolist(), rel=1e-4)
+    if start or "vit" in name:
+        assert half.curve["accuracy"].tolist() == pytest.approx(whole.curve["accuracy"].tolist(), abs=0.01)
+
+
+TWO = """
+import json, sys
+from ltvit_lib import recipes, train
+import torch
+torch.set_num_threads(1)
+out, teacher, name, changes = sys.argv[1:]
+train.fit(recipes.get(name, **json.loads(changes)), out, teacher=teacher, progress=False)
+"""
+
+
+def test_two_processes_change_nothing(tmp_path, teacher):
+    changes = PLAIN | dict(drw_epoch=0, drw_mixup=True)
+    whole = quiet(recipes.get("digits_deit_lt", **changes), tmp_path / "whole", teacher=teacher)
+    (tmp_path / "two.py").write_text(TWO)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, tmp_path / "two.py", tmp_path / "two", teacher.path, "digits_deit_lt", json.dumps(changes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launch:
+        try:
+            errors = launch.communicate(timeout=90)[1]
+        except subprocess.TimeoutExpired:
+            launch.terminate()  # torchrun takes its workers along
+            raise
+    assert launch.returncode == 0, errors[-2000:]
+    two = runs.Run(tmp_path / "two")
+    for key, value in weights(whole).items():
+        torch.testing.assert_close(weights(two)[key], value, atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+    assert two.curve["loss"].tolist() == pytest.approx(whole.curve["loss"].tolist(), rel=1e-4)
+    assert two.curve["accuracy"].tolist() == pytest.approx(whole.curve["accuracy"].tolist(), abs=0.01)
+    for head, logits in whole.logits().items():
+        torch.testing.assert_close(two.logits()[head], logits, atol=1e-3, rtol=1e-3)
+
+
+# --- resumption ------------------------------------------------------------------------------------------------
+
+CHILD = """
+import json, sys
+from ltvit_lib import recipes, train
+import torch
+out, threads, name, changes = sys.argv[1:]
+torch.set_num_threads(int(threads))
+train.fit(recipes.get(name, **json.loads(changes)), out, progress=False, save_seconds=0)
+"""
+KILLED = {
+    "digits_vit_ce": dict(epochs=12, warmup_epochs=1.0, mixup=0.8, cutmix=1.0, smoothing=0.1, drop_path=0.2),
+    TEACHER: dict(epochs=12, warmup_epochs=1.0, drw_epoch=8),
+}
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_run_continues_bit_for_bit(name, tmp_path):
+    changes, out = KILLED[name], tmp_path / "killed"
+    command = [sys.executable, "-c", CHILD, out, str(torch.get_num_threads()), name, json.dumps(changes)]
+    child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while not (out / "last.safetensors").is_file() and child.poll() is None:
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL, "killed in the middle"
+    recipe = recipes.get(name, **changes)
+    killed = runs.Run(out)
+    assert not killed.finished
+    assert 1 <= len(killed.curve) < 12
+    resumed, whole = quiet(recipe, out), quiet(recipe, tmp_path / "whole")
+    there, here = (load_file(r.path / "last.safetensors") for r in (resumed, whole))
+    assert there.keys() == here.keys()
+    for key, value in here.items():
+        assert torch.equal(there[key], value), key
+    timing = ["seconds", "images_per_second"]
+    assert resumed.curve.drop(columns=timing).equals(whole.curve.drop(columns=timing))
+    assert resumed.result["seconds"] == pytest.approx(resumed.curve["seconds"].sum(), abs=0.2), "both sessions"
+    assert {k: resumed.result["heads"]["cls"][k] for k in ("all", "ece")} == {
+        k: whole.result["heads"]["cls"][k] for k in ("all", "ece")
+    }
+
+
+def test_a_finished_run_is_returned_at_once(mgp, monkeypatch):
+    before = snapshot(mgp.path)
+    monkeypatch.setattr(train, "_train", None)
+    assert quiet(mgp.recipe, mgp.path) == mgp
+    assert snapshot(mgp.path) == before
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    recipe = recipes.get("digits_vit_ce", data_seed=0, **SHORT)
+    one, again, other = (quiet(recipe, tmp_path / n, seed=s) for n, s in (("a", 0), ("b", 0), ("c", 1)))
+    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(one).items())
+    assert not torch.equal(weights(one)["model.head.weight"], weights(other)["model.head.weight"])
+    assert one.identity["data"] == other.identity["data"]
+
+
+# --- refused before training -----------------------------------------------------------------------------------
+
+
+def refusal(error=ValueError, /, *arguments, **options) -> str:
+    with pytest.raises(error) as caught:
+        quiet(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "says"),
+    [
+        ("digits_vit_c", {}, "did you mean 'digits_vit_ce'"),
+        (replace(recipes.get("digits_vit_ce"), rho=0.5), {}, "rho must be at least 1"),
+        (replace(recipes.get("digits_vit_ce"), batch_size=31, mixup=1.0), {}, "even"),
+        (replace(recipes.get("digits_vit_ce"), image_size=9), {}, "does not divide image size 9"),
+        (replace(recipes.get("digits_vit_ce"), model="vit_tiny"), {}, "no model 'vit_tiny'"),
+        (recipes.get("digits_vit_ce", batch_size=512), {}, "347 training images do not fill a batch of 512"),
+        (recipes.get("digits_vit_ce", data="no/such/folder"), {}, "no data set and no path 'no/such/folder'"),
+        (recipes.get("digits_vit_ce", normalise="imagenet"), {}, "3 channels"),
+        ("digits_livt", {}, "digits_livt starts from digits_mgp: give init="),
+        ("digits_livt", {"init": "nowhere"}, "no checkpoint at nowhere"),
+        ("digits_vit_ce", {"init": "nowhere"}, "takes no init"),
+        ("digits_mgp", {"teacher": "nowhere"}, "takes no teacher"),
+        ("digits_deit_lt", {}, f"starts from {TEACHER}: give teacher="),
+        ("digits_deit_lt", {"teacher": "nowhere"}, f"no run in nowhere: train {TEACHER} into it first"),
+    ],
+)
+def test_bad_input_leaves_no_folder(tmp_path, recipe, options, says):
+    assert says in refusal(ValueError, recipe, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_starts_leave_no_folder(tmp_path, mgp, teacher, digits):
+    student, out = recipes.get("digits_deit_lt", **SHORT_DRW), tmp_path / "run"
+    assert "saw other images" in refusal(ValueError, student, out, seed=1, teacher=teacher)
+    assert "saw other images" in refusal(ValueError, replace(student, evaluate_on="val"), out, teacher=teacher)
+    fewer = digits.train.subset((digits.train.targets < 5).nonzero()[:, 0])
+    five = replace(digits, train=fewer, classes=digits.classes[:5], boundaries=(1, 3))
+    assert "saw other images" in refusal(ValueError, student, out, data=five, teacher=teacher)
+    assert "learnt no classes" in refusal(ValueError, student, out, teacher=mgp)
+    unfinished = runs.open_run(tmp_path / "unfinished", teacher.identity, resume=True)
+    assert "has not finished" in refusal(ValueError, student, out, teacher=unfinished)
+    livt = recipes.get("digits_livt", **SHORT)
+    assert "no masked autoencoder" in refusal(ValueError, livt, out, init=teacher)
+    wide = dict(model="vit_w96d6_patch4_32", image_size=32, policy_options={})
+    assert "another architecture" in refusal(ValueError, replace(livt, **wide), out, init=mgp)
+    assert not out.exists()
+
+
+def test_another_run_and_foreign_files_stay_as_they_are(tmp_path, mgp):
+    before = snapshot(mgp.path)
+    assert "epochs is 2 there and 3 here" in refusal(ValueError, replace(mgp.recipe, epochs=3), mgp.path)
+    assert "seed is 0 there and 1 here" in refusal(ValueError, mgp.recipe, mgp.path, seed=1)
+    assert "data is" in refusal(ValueError, mgp.recipe, mgp.path, data=data.load("digits", 40.0, seed=3))
+    assert "holds this run already" in refusal(ValueError, mgp.recipe, mgp.path, resume=False)
+    assert snapshot(mgp.path) == before
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "not empty" in refusal(ValueError, mgp.recipe, tmp_path)
+    assert snapshot(tmp_path) == {str(tmp_path / "notes.txt"): b"mine"}
+
+
+# --- failures while training -----------------------------------------------------------------------------------
+
+
+def without_times(run: runs.Run):
+    return run.curve.drop(columns=["seconds", "images_per_second"])
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch, call):
+    recipe = recipes.get("digits_vit_ce", epochs=4, warmup_epochs=0.0)
+    calls, real = [], getattr(os, call)
+
+    def filling(*arguments):
+        calls.append(arguments)
+        if len(calls) > 8:  # env, recipe, and two files an epoch: while the third epoch's checkpoint is saved
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, filling)
+        message = refusal(OSError, recipe, tmp_path / "run", save_seconds=0)
+    assert "No space left" in message
+    assert "last checkpoint is untouched" in message
+    assert not list(tmp_path.rglob("*.partial"))
+    run, model = runs.Run(tmp_path / "run"), nn.Linear(1, 1)
+    with contextlib.suppress(RuntimeError):  # another model: only the file is of interest
+        runs.load_checkpoint(run, model, torch.optim.SGD(model.parameters()))
+    assert weights(run)
+    resumed, whole = quiet(recipe, tmp_path / "run"), quiet(recipe, tmp_path / "whole")
+    assert without_times(resumed).equals(without_times(whole))
+    assert all(torch.equal(v, weights(resumed)[k]) for k, v in weights(whole).items())
+
+
+def test_a_bad_loss_names_its_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    recipe = recipes.get("digits_vit_ce", epochs=3, warmup_epochs=0.0, schedule="step", lr_steps=[0.9])
+    calls, real = [], losses.cross_entropy
+
+    @functools.wraps(real)
+    def breaking(logits, *arguments, **options):
+        calls.append(len(logits) > 2)  # not recipes.check's own call
+        return real(logits, *arguments, **options) * (float("nan") if sum(calls) == 8 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "cross_entropy", breaking)
+        message = refusal(train.TrainingDiverged, recipe, tmp_path / "run", save_seconds=0)
+    assert "the loss is nan at epoch 1, step 2, learning rate 0.001" in message
+    assert "last good checkpoint is kept" in message
+    run = runs.Run(tmp_path / "run")
+    assert len(run.curve) == 1
+    assert all(v.isfinite().all() for v in weights(run).values())
+    resumed, whole = quiet(recipe, tmp_path / "run"), quiet(recipe, tmp_path / "whole")
+    assert all(torch.equal(v, weights(resumed)[k]) for k, v in weights(whole).items())
+
+
+def test_broken_weights_are_never_saved(tmp_path, monkeypatch):
+    """The last step before a checkpoint breaks the weights while its loss is still finite."""
+    recipe = recipes.get("digits_vit_ce", epochs=3, warmup_epochs=0.0)
+    calls, real = [], losses.cross_entropy
+
+    @functools.wraps(real)
+    def breaking(logits, *arguments, **options):
+        calls.append(len(logits) > 2)
+        loss = real(logits, *arguments, **options)
+        return loss + (0 * logits.sum()).abs().sqrt() if sum(calls) == 10 else loss  # zero, with a NaN gradient
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "cross_entropy", breaking)
+        message = refusal(train.TrainingDiverged, recipe, tmp_path, save_seconds=0)
+    assert "a weight is NaN or infinite at epoch 1, step 4" in message
+    assert len(runs.Run(tmp_path).curve) == 1
+    assert all(v.isfinite().all() for v in weights(runs.Run(tmp_path)).values())
+
+
+def test_an_absurd_learning_rate_diverges(tmp_path):
+    recipe = recipes.get("digits_vit_ce", **SHORT, base_lr=1e30)
+    assert "lower base_lr" in refusal(train.TrainingDiverged, recipe, tmp_path)
+
+
+# --- precision, progress ---------------------------------------------------------------------------------------
+
+
+def test_precisions_may_follow_each_other_in_one_process(tmp_path):
+    recipe = recipes.get("digits_vit_ce", **SHORT)
+    full, half, again = (
+        quiet(replace(recipe, precision=p), tmp_path / str(i)) for i, p in enumerate(("fp32", "bf16", "fp32"))
+    )
+    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(full).items())
+    assert all(v.dtype == torch.float32 for v in weights(half).values())
+    assert not torch.equal(weights(full)["model.head.weight"], weights(half)["model.head.weight"])
+    assert half.curve["loss"].tolist() == pytest.approx(full.curve["loss"].tolist(), rel=0.05)
+
+
+def shows_progress(text: str) -> bool:
+    text = html.unescape(text).replace("\u2007", " ")  # a notebook's bar is HTML
+    return all(part in text for part in ("digits_vit_ce", "epoch=2/2", "loss=", "acc=", " images/s", "<", "100%"))
+
+
+def test_progress_in_a_terminal(tmp_path, capsys):
+    train.fit(recipes.get("digits_vit_ce", **SHORT), tmp_path)
+    assert shows_progress(capsys.readouterr().err)
+
+
+def test_progress_in_a_notebook(tmp_path, monkeypatch, capsys):
+    notebook = pytest.importorskip("tqdm.notebook")
+    made = []
+
+    class Bar(notebook.tqdm):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(train, "tqdm", Bar)
+    train.fit(recipes.get("digits_vit_ce", **SHORT), tmp_path)
+    before, bar, after = made[0].container.children
+    assert shows_progress(before.value + after.value)
+    assert bar.value == bar.max == 2 * 5 * 64
+
+
+def test_no_progress_when_told(tmp_path, capsys):
+    quiet(recipes.get("digits_vit_ce", **SHORT), tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+# --- papermill -------------------------------------------------------------------------------------------------
+
+
+def papermill(page: str, out: Path, *parameters: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "papermill", FULL / f"{page}.ipynb", out, "--no-progress-bar", *parameters]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "LTVIT_RUNS": str(out.parent / "runs")}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_runners_train_and_refuse_mistyped_parameters(tmp_path):
+    overrides = ["-y", "overrides: {epochs: 1, warmup_epochs: 0}"]
+    good = papermill("finetune", tmp_path / "good.ipynb", "-p", "recipe", "digits_vit_ce", *overrides)
+    bad = papermill("finetune", tmp_path / "bad.ipynb", "-p", "recipee", "digits_vit_ce", *overrides)
+    output, refused = good.communicate(timeout=120)[0], bad.communicate(timeout=120)[0]
+    assert good.returncode == 0, output[-2000:]
+    assert bad.returncode != 0
+    assert "unknown parameter 'recipee'; this notebook takes recipe, seed, overrides, out, init" in refused
+    (run,) = runs.collect(tmp_path)
+    assert run.recipe.epochs == 1
+    assert " images/s" in (tmp_path / "good.ipynb").read_text(), "the bar is kept with the page"
