@@ -173,7 +173,7 @@ def difference(there: dict, here: dict) -> str:
 
     `data` is compared by content: images may move to another folder. `reaches` is a remark.
     """
-    a, b = (d["recipe"] | d["start"] | {k: d[k] for k in ("seed", "data")} for d in (there, here))
+    a, b = ({"seed": d["seed"]} | d["recipe"] | d["start"] | {"data": d["data"]} for d in (there, here))
     different = [key for key in a | b if key != "reaches" and a.get(key) != b.get(key)]
     return f"{different[0]} is {a.get(different[0])!r} there and {b.get(different[0])!r} here" if different else ""
 

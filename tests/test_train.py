@@ -173,12 +173,7 @@ def test_two_processes_change_nothing(tmp_path, teacher):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, tmp_path / "two.py", tmp_path / "two", teacher.path, "digits_deit_lt", json.dumps(changes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as launch:
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as launch:
         try:
             errors = launch.communicate(timeout=90)[1]
         except subprocess.TimeoutExpired:
