@@ -9,6 +9,7 @@ depth and BatchNorm see micro-batches.
 import contextlib
 import hashlib
 import inspect
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from ltvit_lib import augment, losses, models, recipes
@@ -62,7 +63,7 @@ class Batch:
 # --- the four kinds --------------------------------------------------------------------------------------------
 
 
-class Job:
+class Job(ABC):
     """One kind of run: how its model is built, and the terms of its loss on a micro-batch."""
 
     def __init__(self, recipe: Recipe, split: Split, device: torch.device, teacher: Run | None = None):
@@ -97,9 +98,9 @@ class Job:
         """Fills in what the loss needs beside images and targets, and the mass of each of its terms."""
         batch.mass = {"loss": _mass(batch.labels)}
 
+    @abstractmethod
     def terms(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Means over this micro-batch, a term of the loss each, and the number of right answers."""
-        raise NotImplementedError
 
 
 def _mass(target: Tensor, weight: Tensor | None = None) -> Tensor:

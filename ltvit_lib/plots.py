@@ -112,6 +112,15 @@ def plot_confusion(confusion, classes: Sequence[str], ax: Axes | None = None) ->
     return ax
 
 
+def plot_run(curve: pd.DataFrame, result: dict, classes: Sequence[str], title: str = "") -> Figure:
+    """A finished run at a glance: its loss, and the confusion matrix of what it decides by."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    plot_curves(curve, "loss", left).set_title(title)
+    head = "avg" if "avg" in result["heads"] else "cls"
+    plot_confusion(result["heads"][head]["confusion"], classes, right)
+    return fig
+
+
 def show_images(rows: dict[str, Tensor], titles: Sequence[str] = (), scale: float = 0.9) -> Figure:
     """A grid of images, one labelled row an entry; each (n, channels, H, W), in 0..1 or uint8."""
     count = max(len(images) for images in rows.values())

@@ -146,6 +146,11 @@ class Run:
         """metrics.csv: epoch, loss, accuracy on the training batches, lr, seconds, images_per_second."""
         return pd.read_csv(self.path / "metrics.csv")
 
+    def table(self, groups: tuple[str, ...] = ("all", "head", "mid", "tail", "ece")) -> pd.DataFrame:
+        """A row a head, in percent: accuracies by group (head, mid, tail; many, medium, few) and calibration."""
+        rows = pd.DataFrame.from_dict(self.result["heads"], orient="index")
+        return rows[list(groups)].astype(float).mul(100).round(1)
+
     def logits(self) -> dict[str, torch.Tensor]:
         """Evaluation logits of each head (N, C), and `targets` (N,)."""
         return load_file(self.path / "test.safetensors")

@@ -63,18 +63,12 @@ _ = plots.show_images({f"digit {c}: {split.counts[c]} images": f for c, f in zip
 
 
 # %%
-def look(run):
-    """Accuracy of each head (token), in percent."""
-    table = pd.DataFrame(run.result["heads"]).T[["all", "head", "mid", "tail"]]
-    return table.astype(float).mul(100).round(1)
-
-
 def quick(name):
     return recipes.shortened(name, length, rho=rho)
 
 
 vit = train.fit(quick("digits_vit_ce"), folder / "vit", seed)
-look(vit)
+vit.table()
 
 # %% [markdown]
 # It does well on the head and badly on the tail: the few tail images hardly teach it anything, and cross-entropy has
@@ -89,7 +83,7 @@ look(vit)
 # %%
 pretrained = train.fit(quick("digits_mgp"), folder / "mgp", seed)
 livt = train.fit(quick("digits_livt"), folder / "livt", seed, init=pretrained)
-look(livt)
+livt.table()
 
 # %% [markdown]
 # ## DeiT-LT
@@ -100,7 +94,7 @@ look(livt)
 # %%
 teacher = train.fit(quick("digits_teacher_ldam_drw_sam"), folder / "teacher", seed)
 deit_lt = train.fit(quick("digits_deit_lt"), folder / "deit_lt", seed, teacher=teacher)
-look(deit_lt)
+deit_lt.table()
 
 # %% [markdown]
 # The two tokens have become different experts: `cls` is better where images abound, `dist` where they are rare.
@@ -109,7 +103,12 @@ look(deit_lt)
 # One seed, live:
 
 # %%
-live = {"ViT": (vit, "cls"), "LiVT": (livt, "cls"), "DeiT-LT": (deit_lt, "avg"), "Teacher CNN": (teacher, "cls")}
+live = {
+    "ViT": (vit, "cls"),
+    "LiVT": (livt, "cls"),
+    "DeiT-LT": (deit_lt, "avg"),
+    "Teacher CNN": (teacher, "cls"),
+}
 rows = [
     {"method": method, "group": group, "accuracy": run.result["heads"][head][group], "seed": seed}
     for method, (run, head) in live.items()

@@ -62,8 +62,12 @@ published = pd.read_csv("../figures/data/class_counts.csv")
 sets = {name: group["count"].tolist() for name, group in published.groupby("dataset")}
 sets |= {f"CIFAR-10-LT, rho {rho:g}": counts10, f"CIFAR-100-LT, rho {rho:g}": counts100}
 ax = plots.plot_counts(sets)
-rows = [(name, rank, n) for name, c in sets.items() for rank, n in enumerate(sorted(c, reverse=True))]
-plots.save_figure(ax.figure, "class_counts_figure", pd.DataFrame(rows, columns=["dataset", "rank", "count"]))
+rows = [
+    (name, rank, n) for name, c in sets.items() for rank, n in enumerate(sorted(c, reverse=True))
+]
+plots.save_figure(
+    ax.figure, "class_counts_figure", pd.DataFrame(rows, columns=["dataset", "rank", "count"])
+)
 
 # %% [markdown]
 # On a logarithmic axis an exponential profile is a straight line: the CIFAR sets are. iNaturalist falls fastest at first
@@ -84,7 +88,9 @@ for name, c in (cifar | natural).items():
     groups = longtail.shot_groups(c)
     sizes = " / ".join(str(int(groups[g].sum())) for g in ("many", "medium", "few"))
     rows.append((name, f"{sum(c):,}", len(c), max(c), min(c), f"{max(c) / min(c):g}", sizes))
-table8 = pd.DataFrame(rows, columns=["set", "images", "classes", "max", "min", "rho", "many / medium / few"])
+table8 = pd.DataFrame(
+    rows, columns=["set", "images", "classes", "max", "min", "rho", "many / medium / few"]
+)
 print(table8.to_string(index=False))
 
 # %% [markdown]
@@ -122,7 +128,10 @@ labels = {
     "long-tailed test set": torch.multinomial(prior, 100_000, replacement=True),
     "balanced test set": torch.arange(10).repeat_interleave(10_000),
 }
-points = {name: torch.randn(100_000, 10).double() + 2 * torch.eye(10).double()[y] for name, y in labels.items()}
+points = {
+    name: torch.randn(100_000, 10).double() + 2 * torch.eye(10).double()[y]
+    for name, y in labels.items()
+}
 
 
 def accuracies(lean):
@@ -143,7 +152,9 @@ grid = [i / 10 for i in range(16)]
 curve = pd.DataFrame([{"tau": t} | accuracies(t) for t in grid])
 fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 ax.spines[["top", "right"]].set_visible(False)
-for name, colour, style in zip(curve.columns[1:], ("#D55E00", "#E69F00", "#0072B2"), ("-", "--", "-")):
+for name, colour, style in zip(
+    curve.columns[1:], ("#D55E00", "#E69F00", "#0072B2"), ("-", "--", "-")
+):
     ax.plot(curve["tau"], 100 * curve[name], style, color=colour, label=name)
 ax.set(xlabel="tau: 0 uses the training prior, 1 ignores it", ylabel="accuracy (%)")
 ax.legend(frameon=False)
@@ -185,7 +196,13 @@ def effective_number(n, beta):
     return None  # your code
 
 
-check(effective_number, lambda n, beta: sum(beta**k for k in range(n)), (1, 0.99), (50, 0.9999), (5000, 0.9999))
+check(
+    effective_number,
+    lambda n, beta: sum(beta**k for k in range(n)),
+    (1, 0.99),
+    (50, 0.9999),
+    (5000, 0.9999),
+)
 
 
 # %%

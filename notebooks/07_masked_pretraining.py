@@ -70,13 +70,17 @@ print("visible patches:", keep.shape[1], "of", patches.shape[1])
 
 # %%
 def by_hand(prediction, patches, mask):
-    target = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+    target = (patches - patches.mean(-1, keepdim=True)) / (
+        patches.var(-1, keepdim=True) + 1e-6
+    ).sqrt()
     return ((prediction - target) ** 2).mean(-1)[mask == 1].mean()
 
 
 assert torch.allclose(by_hand(prediction, patches, mask), loss, atol=1e-5)
 latent, _ = mae.encode(images, mask_ratio, noise)
-print("tokens in the encoder:", latent.shape[1], " loss of an untrained model:", round(loss.item(), 2))
+print(
+    "tokens in the encoder:", latent.shape[1], " loss of an untrained model:", round(loss.item(), 2)
+)
 
 # %% [markdown]
 # (The paper's equation 4 and Algorithm 1 show a plain squared error over the whole image; the released code and every
@@ -133,7 +137,11 @@ def error_by_class(mae, images, targets, masks=10):
 
 test = augment.evaluate(split.test.images, 8, split.mean, split.std)
 errors = pd.DataFrame(
-    {"digit": range(10), "training images": split.counts, "error": error_by_class(mae, test, split.test.targets)}
+    {
+        "digit": range(10),
+        "training images": split.counts,
+        "error": error_by_class(mae, test, split.test.targets),
+    }
 )
 errors.round(3).T
 
@@ -143,7 +151,11 @@ fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=Fa
 for ax, (scale_name, title) in zip(axes, (("digits", "digits-LT"), ("laptop", "CIFAR-10-LT"))):
     chosen = stored[stored["scale"] == scale_name]
     for distribution, colour in (("long-tailed", "#0072B2"), ("balanced", "#E69F00")):
-        part = chosen[chosen["trained on"] == distribution].groupby("class")["error"].agg(["mean", "std"])
+        part = (
+            chosen[chosen["trained on"] == distribution]
+            .groupby("class")["error"]
+            .agg(["mean", "std"])
+        )
         if len(part):
             ax.errorbar(
                 part.index,
@@ -172,12 +184,16 @@ plots.save_figure(fig, "mgp_error", stored)
 
 # %%
 table = runs.shots({"ViT + Bal-BCE": ("digits_vit_bal_bce", "cls"), "LiVT": ("digits_livt", "cls")})
-laptop = runs.shots({"ViT + Bal-BCE": ("laptop_vit_bal_bce", "cls"), "LiVT": ("laptop_livt", "cls")})
+laptop = runs.shots(
+    {"ViT + Bal-BCE": ("laptop_vit_bal_bce", "cls"), "LiVT": ("laptop_livt", "cls")}
+)
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 for ax, part, title in zip(axes, (table, laptop), ("digits-LT", "CIFAR-10-LT")):
     plots.plot_shot_accuracy(part, ax)
     ax.set_title(title, pad=28)
-plots.save_figure(fig, "mgp_worth", pd.concat([table.assign(scale="digits"), laptop.assign(scale="laptop")]))
+plots.save_figure(
+    fig, "mgp_worth", pd.concat([table.assign(scale="digits"), laptop.assign(scale="laptop")])
+)
 
 # %% [markdown]
 # ## Longer is better (LiVT Figure 7)
@@ -193,10 +209,21 @@ lengths = {
 }
 rows = pd.concat([runs.shots({str(e): (r, "cls")}).assign(epochs=e) for e, r in lengths.items()])
 fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-for group, colour in (("head", "#0072B2"), ("mid", "#E69F00"), ("all", "#333333"), ("tail", "#D55E00")):
+for group, colour in (
+    ("head", "#0072B2"),
+    ("mid", "#E69F00"),
+    ("all", "#333333"),
+    ("tail", "#D55E00"),
+):
     part = rows[rows["group"] == group].groupby("epochs")["accuracy"].agg(["mean", "std"]) * 100
     ax.errorbar(
-        range(len(part)), part["mean"], part["std"], marker="o", capsize=3, color=colour, label=plots.GROUPS[group]
+        range(len(part)),
+        part["mean"],
+        part["std"],
+        marker="o",
+        capsize=3,
+        color=colour,
+        label=plots.GROUPS[group],
     )
 ax.set_xticks(range(len(lengths)), [f"{e:,}" for e in lengths])
 ax.set(xlabel="epochs of masked pre-training", ylabel="accuracy after fine-tuning (%)")
@@ -220,7 +247,13 @@ def visible_patches(image_size, patch_size, ratio):
     return None  # your code
 
 
-check(visible_patches, lambda s, p, r: int((s // p) ** 2 * (1 - r)), (224, 16, 0.75), (32, 4, 0.75), (8, 2, 0.6))
+check(
+    visible_patches,
+    lambda s, p, r: int((s // p) ** 2 * (1 - r)),
+    (224, 16, 0.75),
+    (32, 4, 0.75),
+    (8, 2, 0.6),
+)
 
 
 # %%

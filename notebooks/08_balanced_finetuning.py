@@ -92,19 +92,30 @@ for classes in (10, 100, 1000):
 pretrained = train.fit(recipes.shortened("digits_mgp", length), folder / "mgp", seed)
 ce = train.fit(recipes.shortened("digits_mgp_ce", length), folder / "ce", seed, init=pretrained)
 options = {"tau": tau}
-livt = train.fit(recipes.shortened("digits_livt", length, loss_options=options), folder / "livt", seed, init=pretrained)
+livt = train.fit(
+    recipes.shortened("digits_livt", length, loss_options=options),
+    folder / "livt",
+    seed,
+    init=pretrained,
+)
 names = {"CE": ce, "Bal-BCE": livt}
 columns = ["all", "head", "mid", "tail", "ece"]
-pd.DataFrame({n: r.result["heads"]["cls"] for n, r in names.items()}).T[columns].astype(float).mul(100).round(1)
+pd.concat({n: r.table(columns) for n, r in names.items()})
 
 # %%
-shares = {n: np.bincount(r.logits()["cls"].argmax(1), minlength=10) / 500 * 100 for n, r in names.items()}
+shares = {
+    n: np.bincount(r.logits()["cls"].argmax(1), minlength=10) / 500 * 100 for n, r in names.items()
+}
 fig, ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
 for i, (name, colour) in enumerate((("CE", "#999999"), ("Bal-BCE", "#0072B2"))):
     ax.bar(np.arange(10) + (i - 0.5) * 0.4, shares[name], 0.38, color=colour, label=name)
 ax.axhline(10, color="#333333", lw=1, ls="--", label="true share")
 ax.spines[["top", "right"]].set_visible(False)
-ax.set(xlabel="digit, from most to least frequent in training", ylabel="predicted (% of test images)", xticks=range(10))
+ax.set(
+    xlabel="digit, from most to least frequent in training",
+    ylabel="predicted (% of test images)",
+    xticks=range(10),
+)
 _ = ax.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 # %% [markdown]
@@ -144,14 +155,17 @@ pd.concat({"digits-LT, ours (n = 3)": ours, "ImageNet-LT, ViT-Ti, paper": paper}
 
 # %%
 logits, targets = livt.logits()["cls"], livt.logits()["targets"]
-train_prior, uniform = longtail.prior(livt_counts := train.load_split(livt.recipe, seed).counts), torch.full((10,), 0.1)
+train_prior, uniform = (
+    longtail.prior(livt_counts := train.load_split(livt.recipe, seed).counts),
+    torch.full((10,), 0.1),
+)
 bias = tau * losses.logit_bias_bce(train_prior)
 groups = longtail.index_groups(10, (3, 7))
 repaired = losses.decide_bce(logits, train_prior, uniform, bias=bias)
 rules = {"raw argmax": logits, "repaired, balanced test": repaired}
-pd.DataFrame({n: metrics.evaluate_logits(s, targets, livt_counts, groups) for n, s in rules.items()}).T[
-    columns[:4]
-].mul(100).round(1)
+pd.DataFrame(
+    {n: metrics.evaluate_logits(s, targets, livt_counts, groups) for n, s in rules.items()}
+).T[columns[:4]].mul(100).round(1)
 
 # %% [markdown]
 # ## On real images
@@ -159,7 +173,11 @@ pd.DataFrame({n: metrics.evaluate_logits(s, targets, livt_counts, groups) for n,
 
 # %%
 laptop = runs.shots(
-    {"ViT": ("laptop_vit_ce", "cls"), "ViT + Bal-BCE": ("laptop_vit_bal_bce", "cls"), "LiVT": ("laptop_livt", "cls")}
+    {
+        "ViT": ("laptop_vit_ce", "cls"),
+        "ViT + Bal-BCE": ("laptop_vit_bal_bce", "cls"),
+        "LiVT": ("laptop_livt", "cls"),
+    }
 )
 fig = plots.plot_shot_accuracy(laptop).figure
 plots.save_figure(fig, "balanced_finetuning_laptop", laptop)
@@ -180,7 +198,12 @@ def bal_bce_bias(prior):
     return None  # your code
 
 
-check(bal_bce_bias, losses.logit_bias_bce, (longtail.prior([120, 30, 3]),), (torch.tensor([0.5, 0.3, 0.2]),))
+check(
+    bal_bce_bias,
+    losses.logit_bias_bce,
+    (longtail.prior([120, 30, 3]),),
+    (torch.tensor([0.5, 0.3, 0.2]),),
+)
 
 
 # %%

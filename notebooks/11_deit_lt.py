@@ -44,9 +44,11 @@ folder = Path(tempfile.mkdtemp(prefix="ltvit-"))
 # A ResNet-8 trained with LDAM margins, deferred re-weighting and SAM: small, quick, and good on rare classes.
 
 # %%
-teacher_run = train.fit(recipes.shortened("digits_teacher_ldam_drw_sam", length), folder / "teacher", seed)
+teacher_run = train.fit(
+    recipes.shortened("digits_teacher_ldam_drw_sam", length), folder / "teacher", seed
+)
 teacher, split = train.build(teacher_run)
-pd.DataFrame(teacher_run.result["heads"]).T[["all", "head", "mid", "tail"]].astype(float).mul(100).round(1)
+teacher_run.table()
 
 # %% [markdown]
 # ## What the student sees
@@ -63,7 +65,9 @@ np.random.seed(3)  # timm's Mixup draws from numpy's global state
 mixed, _ = Mixup(0.8, 0.0, label_smoothing=0.0, num_classes=10)(augmented.clone(), labels)
 cut, _ = Mixup(0.0, 1.0, label_smoothing=0.0, num_classes=10)(augmented.clone(), labels)
 back = lambda x: x[:10] * split.std[0] + split.mean[0]
-_ = plots.show_images({"image": back(clean), "augmented": back(augmented), "mixup": back(mixed), "cutmix": back(cut)})
+_ = plots.show_images(
+    {"image": back(clean), "augmented": back(augmented), "mixup": back(mixed), "cutmix": back(cut)}
+)
 
 
 # %%
@@ -72,7 +76,10 @@ def teacher_on(images):
     """Share of images whose label the teacher names, and the mean entropy of its answer in nats (scale s = 30)."""
     p = (teacher(images) * models.logit_scale(teacher)).softmax(1)
     entropy = -(p * p.clamp_min(1e-12).log()).sum(1).mean()
-    return {"agrees with the label": (p.argmax(1) == labels).double().mean().item(), "entropy": entropy.item()}
+    return {
+        "agrees with the label": (p.argmax(1) == labels).double().mean().item(),
+        "entropy": entropy.item(),
+    }
 
 
 views = {"image": clean, "augmented": augmented, "mixup": mixed, "cutmix": cut}
@@ -118,10 +125,12 @@ recipe = recipes.shortened("digits_deit_lt", length, alpha=alpha)
 student_run = train.fit(recipe, folder / "student", seed, teacher=teacher_run)
 ax = plots.plot_curves(student_run.curve, "loss")
 _ = ax.axvline(recipe.drw_epoch, color="#333333", lw=1, ls="--")
-_ = ax.text(recipe.drw_epoch, ax.get_ylim()[1], "deferred re-weighting ", ha="right", va="top", fontsize=9)
+_ = ax.text(
+    recipe.drw_epoch, ax.get_ylim()[1], "deferred re-weighting ", ha="right", va="top", fontsize=9
+)
 
 # %%
-pd.DataFrame(student_run.result["heads"]).T[["all", "head", "mid", "tail"]].astype(float).mul(100).round(1)
+student_run.table()
 
 # %% [markdown]
 # ## The experts over three seeds (the question of Table S.3)
@@ -144,11 +153,20 @@ plots.save_figure(fig, "deit_lt_experts", table)
 
 # %%
 names = {"with DRW": "digits_deit_lt", "without DRW": "digits_deit_lt_no_drw"}
-parts = [runs.shots({name: (r, h) for name, r in names.items()}).assign(head=h) for h in ("cls", "dist", "avg")]
+parts = [
+    runs.shots({name: (r, h) for name, r in names.items()}).assign(head=h)
+    for h in ("cls", "dist", "avg")
+]
 ablation = pd.concat(parts)
 shown = ablation[ablation["group"].isin(["all", "head", "mid", "tail"])]
 shown = (
-    shown.pivot_table(index=["head", "method"], columns="group", values="accuracy", aggfunc=["mean", "std"], sort=False)
+    shown.pivot_table(
+        index=["head", "method"],
+        columns="group",
+        values="accuracy",
+        aggfunc=["mean", "std"],
+        sort=False,
+    )
     * 100
 )
 shown["mean"].round(1).astype(str) + " ± " + shown["std"].round(1).astype(str)
@@ -175,7 +193,11 @@ plots.save_figure(fig, "deit_lt_laptop", table)
 ours = table[table["group"].isin(["all", "head", "mid", "tail"])].pivot_table(
     index="method", columns="group", values="accuracy", sort=False
 )
-ours = ours.mul(100).round(1).rename(index={"DeiT-LT, CLS": "cls", "DeiT-LT, DIST": "dist", "DeiT-LT": "avg"})
+ours = (
+    ours.mul(100)
+    .round(1)
+    .rename(index={"DeiT-LT, CLS": "cls", "DeiT-LT, DIST": "dist", "DeiT-LT": "avg"})
+)
 pd.concat(
     {
         "ours, 24 epochs": ours.loc[["cls", "dist", "avg"]],
@@ -200,7 +222,9 @@ def drw_weight(n, counts, beta):
     return None  # your code
 
 
-reference = lambda n, counts, beta: longtail.effective_number_weights(counts, beta)[list(counts).index(n)]
+reference = lambda n, counts, beta: longtail.effective_number_weights(counts, beta)[
+    list(counts).index(n)
+]
 check(drw_weight, reference, (50, (5000, 500, 50), 0.9999), (120, (120, 30, 3), 0.99))
 
 

@@ -47,21 +47,15 @@ print(run.path)
 
 # %% [markdown]
 # ## The run
+# Accuracy and calibration error in percent, by both group conventions.
 
 # %%
-ax = plots.plot_curves(run.curve, "loss")
-_ = ax.set_title(f"{chosen.name}, seed {seed}")
-
-# %%
-import pandas as pd
-
 result = run.result
 print(
     f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s; should reach: {chosen.reaches or 'not stated'}"
 )
-table = pd.DataFrame(result["heads"]).drop(["per_class", "confusion"]).astype(float).mul(100).round(1)
-table.T
+run.table(("all", "head", "mid", "tail", "many", "medium", "few", "ece", "mce"))
 
 # %%
-head = "avg" if "avg" in result["heads"] else "cls"
-_ = plots.plot_confusion(result["heads"][head]["confusion"], train.load_split(chosen, seed).classes)
+classes = train.load_split(chosen, seed).classes
+_ = plots.plot_run(run.curve, result, classes, f"{chosen.name}, seed {seed}")

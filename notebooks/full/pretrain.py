@@ -52,4 +52,6 @@ _ = ax.set_title(f"{chosen.name}, seed {seed}")
 
 # %%
 result = run.result
-print(f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s, final loss {result['final_loss']:.4f}")
+print(
+    f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s, final loss {result['final_loss']:.4f}"
+)
