@@ -92,7 +92,8 @@ class Job(ABC):
         return models.create(recipe.model, drop_path_rate=recipe.drop_path, **options)
 
     def start_epoch(self, epoch: int) -> None:
-        """Sets class weights, mixing and smoothing for this epoch."""
+        """Sets class weights, mixing and smoothing for this epoch; here: nothing is mixed."""
+        self.mix = None
 
     def prepare(self, batch: Batch) -> None:
         """Fills in what the loss needs beside images and targets, and the mass of each of its terms."""

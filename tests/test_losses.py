@@ -117,8 +117,7 @@ def slow_ldam(z, y, counts, max_margin=0.5, scale=30.0, weight=None):
     raw = [n**-0.25 for n in counts]
     margin = [max_margin * m / max(raw) for m in raw]
     moved = [
-        [scale * (v - (margin[c] if c == t else 0)) for c, v in enumerate(row)]
-        for row, t in zip(z, y, strict=True)
+        [scale * (v - (margin[c] if c == t else 0)) for c, v in enumerate(row)] for row, t in zip(z, y, strict=True)
     ]
     return slow_ce(moved, y, weight)
 
@@ -224,22 +223,16 @@ def problem(seed=0, dtype=torch.float64):
 def test_agrees_with_the_formula(name, seed):
     z, hard, soft = problem(seed)
     loss, slow, arguments, takes_soft = CASES[name]
-    assert fast(name)(z, hard).item() == pytest.approx(
-        slow(z.tolist(), hard.tolist(), **arguments), rel=1e-10
-    )
+    assert fast(name)(z, hard).item() == pytest.approx(slow(z.tolist(), hard.tolist(), **arguments), rel=1e-10)
     if takes_soft:
-        assert fast(name)(z, soft).item() == pytest.approx(
-            slow(z.tolist(), soft.tolist(), **arguments), rel=1e-10
-        )
+        assert fast(name)(z, soft).item() == pytest.approx(slow(z.tolist(), soft.tolist(), **arguments), rel=1e-10)
         assert torch.allclose(fast(name)(z, F.one_hot(hard, C).double()), fast(name)(z, hard), rtol=1e-12)
     if "features" not in arguments:  # plain lists work too, to single precision
         assert loss(z, hard, **arguments).item() == pytest.approx(fast(name)(z, hard).item(), rel=1e-5)
 
 
 @modest
-@given(
-    st.sampled_from(list(CASES)), st.integers(1, 9), st.integers(2, 12), st.integers(0, 10**6), st.booleans()
-)
+@given(st.sampled_from(list(CASES)), st.integers(1, 9), st.integers(2, 12), st.integers(0, 10**6), st.booleans())
 def test_agrees_on_any_shape(name, batch, classes, seed, single):
     generator = torch.Generator().manual_seed(seed)
     z = 3 * torch.randn(batch, classes, generator=generator, dtype=torch.float64)
@@ -330,9 +323,7 @@ def test_equation_10():
     extra = losses.logit_bias_bce(prior, uniform) - losses.logit_bias_bce(prior)
     assert torch.allclose(extra, torch.full_like(extra, math.log(C - 1)))
     assert torch.allclose(losses.logit_bias_bce(prior), torch.logit(prior))
-    assert torch.allclose(
-        losses.logit_bias_ce(prior, uniform) - losses.logit_bias_ce(prior), double([math.log(C)] * C)
-    )
+    assert torch.allclose(losses.logit_bias_ce(prior, uniform) - losses.logit_bias_ce(prior), double([math.log(C)] * C))
 
 
 @pytest.mark.parametrize("classes", [10, 1000])
@@ -482,12 +473,7 @@ def test_mislas_targets(shape):
     soft = losses.mislas_targets(y, COUNTS, shape)
     for row, t in zip(soft.tolist(), y.tolist(), strict=True):
         x = (COUNTS[t] - 1) / 39
-        e = (
-            0.3
-            * {"concave": math.sin(x * math.pi / 2), "linear": x, "convex": 1 - math.cos(x * math.pi / 2)}[
-                shape
-            ]
-        )
+        e = 0.3 * {"concave": math.sin(x * math.pi / 2), "linear": x, "convex": 1 - math.cos(x * math.pi / 2)}[shape]
         assert row == pytest.approx([(1 - e) * (c == t) + e / C for c in range(C)], abs=1e-6)
     assert torch.allclose(soft.sum(1), torch.ones(4))
     assert soft[0].tolist() == pytest.approx([0.775, 0.075, 0.075, 0.075])  # the head: .3
@@ -507,9 +493,7 @@ def test_distillation():
             parts = losses.distillation(z, dist_z, target, teacher, weight and double(weight), alpha=0.3)
             assert parts["cls"].item() == pytest.approx(slow_ce(z.tolist(), target.tolist()))
             assert parts["dist"].item() == pytest.approx(slow_ce(dist_z.tolist(), answers, weight))
-            assert parts["loss"].item() == pytest.approx(
-                0.7 * parts["cls"].item() + 0.3 * parts["dist"].item()
-            )
+            assert parts["loss"].item() == pytest.approx(0.7 * parts["cls"].item() + 0.3 * parts["dist"].item())
     halves = losses.distillation(z, dist_z, y, teacher)
     assert torch.allclose(halves["loss"], (halves["cls"] + halves["dist"]) / 2)
     heads = torch.cat([z, dist_z]).requires_grad_()
@@ -548,9 +532,7 @@ def bayes(joint, prior, test):
 
 
 @modest
-@given(
-    st.integers(0, 10**6), st.integers(2, 9), st.sampled_from([0.0, 0.1, 0.3]), st.booleans(), st.booleans()
-)
+@given(st.integers(0, 10**6), st.integers(2, 9), st.sampled_from([0.0, 0.1, 0.3]), st.booleans(), st.booleans())
 def test_decisions_are_bayes(seed, classes, smoothing, biased, uniform):
     """The optima of (Bal-)CE and (Bal-)BCE are known: log eta - B and logit(eta) - B, eta smoothed or not."""
     eta, prior, joint = world(seed, classes=classes)

@@ -31,9 +31,7 @@ def test_shot_accuracy_by_hand():
 def test_empty_group_and_absent_class():
     found = metrics.shot_accuracy(PREDICTED, TARGET, counts=[500, 400, 300, 50])
     assert math.isnan(found["few"]) and found["medium"] == 0
-    found = metrics.shot_accuracy(
-        PREDICTED, TARGET, counts=[500, 400, 300, 50, 60, 2]
-    )  # 4 and 5 never tested
+    found = metrics.shot_accuracy(PREDICTED, TARGET, counts=[500, 400, 300, 50, 60, 2])  # 4 and 5 never tested
     assert found["all"] == pytest.approx(19 / 48) and found["medium"] == 0 and math.isnan(found["few"])
     assert metrics.per_class_accuracy(PREDICTED, TARGET, 5)[4].isnan()
 
