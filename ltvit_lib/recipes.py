@@ -178,7 +178,7 @@ DIGITS_LIVT = _add(replace(DIGITS_VIT_BAL_BCE, name="digits_livt", init="digits_
 # LiVT Table 5: as many images, but balanced, for the first stage only.
 _add(replace(DIGITS_MGP, name="digits_mgp_balanced", rho=None, per_class=34))
 _add(replace(DIGITS_LIVT, name="digits_livt_from_balanced", init="digits_mgp_balanced"))
-for _epochs in (150, 300, 1200):  # LiVT Figure 7: how long to pre-train
+for _epochs in (150, 300):  # LiVT Figure 7: how long to pre-train
     _add(replace(DIGITS_MGP, name=f"digits_mgp_{_epochs}", epochs=_epochs))
     _add(replace(DIGITS_LIVT, name=f"digits_livt_{_epochs}", init=f"digits_mgp_{_epochs}"))
 for _name, _loss in (("ce", "cross_entropy"), ("bce", "bce"), ("bal_ce", "balanced_ce")):

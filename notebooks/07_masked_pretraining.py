@@ -197,7 +197,8 @@ plots.save_figure(
 
 # %% [markdown]
 # ## Longer is better (LiVT Figure 7)
-# LiVT gains from pre-training longer, up to 1,600 epochs. On digits, at 0 (no pre-training), 150, 300, 600 and 1,200 epochs:
+# LiVT gains from pre-training longer, up to 1,600 epochs. On digits, after 0 (no pre-training), 150,
+# 300 and 600 epochs:
 
 # %%
 lengths = {
@@ -205,7 +206,6 @@ lengths = {
     150: "digits_livt_150",
     300: "digits_livt_300",
     600: "digits_livt",
-    1200: "digits_livt_1200",
 }
 rows = pd.concat([runs.shots({str(e): (r, "cls")}).assign(epochs=e) for e, r in lengths.items()])
 fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")

@@ -285,3 +285,21 @@ def test_collect_finds_finished_runs_only(tmp_path):
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / "result.json").write_text("{}")
     assert runs.collect(tmp_path) == [run]
+
+
+def test_a_run_as_a_table_in_percent(tmp_path):
+    table = finished(tmp_path / "a", accuracy=1 / 3, heads=("cls", "avg")).table(("all", "tail"))
+    assert table.index.tolist() == ["cls", "avg"]
+    assert table.loc["avg"].tolist() == [33.3, 10.0]
+
+
+def test_shots_are_tidy_and_say_what_is_missing(tmp_path):
+    runs_of = [finished(tmp_path / str(seed), seed=seed, accuracy=0.5 + seed / 10) for seed in (0, 1)]
+    table = pd.DataFrame([row for run in runs_of for row in runs.ledger_rows(run)])
+    table = table.reindex(columns=[*table.columns, "mid", "many", "medium", "few", "ece"])
+    tidy = runs.shots({"ViT": ("digits_vit_ce", "cls")}, table)
+    overall = tidy[tidy["group"] == "all"]
+    assert overall["accuracy"].tolist() == [0.5, 0.6] and overall["seed"].tolist() == [0, 1]
+    assert tidy[tidy["group"] == "head"]["accuracy"].tolist() == [0.9, 0.9]
+    with pytest.raises(ValueError, match="no row of digits_livt, head cls: run it"):
+        runs.shots({"LiVT": ("digits_livt", "cls")}, table)
