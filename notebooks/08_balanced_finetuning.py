@@ -141,7 +141,8 @@ summary = table[table["group"].isin(["all", "head", "mid", "tail", "ece"])].pivo
 )
 show = lambda m, g: f"{100 * summary['mean'][g][m]:.1f} ± {100 * summary['std'][g][m]:.1f}"
 ours = pd.DataFrame({g: {m: show(m, g) for m in four} for g in columns})
-paper = published.table("LiVT", "6").rename(index=lambda row: row.removeprefix("ViT-Tiny "))
+paper = published.table("LiVT", "6").filter(like="ViT-Tiny", axis=0)
+paper = paper.rename(index=lambda row: row.removeprefix("ViT-Tiny "))
 paper = paper.rename(columns={"many": "head", "medium": "mid", "few": "tail"})[columns]
 pd.concat({"digits-LT, ours (n = 3)": ours, "ImageNet-LT, ViT-Ti, paper": paper}, axis=1)
 
