@@ -97,7 +97,7 @@ deit_lt = train.fit(quick("digits_deit_lt"), folder / "deit_lt", seed, teacher=t
 deit_lt.table()
 
 # %% [markdown]
-# The two tokens have become different experts: `cls` is better where images abound, `dist` where they are rare.
+# The two tokens have become different experts: `dist` knows the tail far better than `cls` does.
 #
 # ## Side by side
 # One seed, live:
@@ -156,10 +156,20 @@ laptop = runs.shots(
 )
 ax = plots.plot_shot_accuracy(laptop)
 plots.save_figure(ax.figure, "cifar10_lt_laptop", laptop)
-print("seeds:", sorted(laptop["seed"].unique().tolist()))
+mean = laptop.groupby(["method", "group"])["accuracy"].mean().mul(100).round(1)
+for method in dict.fromkeys(laptop["method"]):
+    print(f"{method:14} all {mean[method, 'all']:5} %   tail {mean[method, 'tail']:5} %")
 
 # %% [markdown]
+# *CIFAR-10-LT, one seed, 24 epochs (teacher 50): far from converged, and honest about it.* The plain ViT never once
+# finds a tail class; the order of the methods is that of the papers, the distance to the CNN is not.
+#
 # ## Takeaways
+# - A plain ViT on a long tail learns the head: on CIFAR-10-LT its tail accuracy is zero after 24 epochs.
+# - Both remedies use the long-tailed images alone, and both lift the tail. They start from different ends: LiVT from better
+#   features and an unbiased loss, DeiT-LT from a teacher with the right sense of locality.
+# - At these scales a small CNN is still the better classifier. That is the case for distilling from one.
+#
 # ## Exercises
 # 1. Set `rho = 1` in the parameters cell and run again. Which methods still differ, and why?
 # 2. Write the class sizes of an exponential tail yourself: $n_i = \lfloor n_{\max}\, \rho^{-i/(C-1)} \rfloor$.

@@ -227,4 +227,4 @@ check(balanced_accuracy, reference, (torch.tensor([0, 0, 0, 1]), torch.tensor([0
 # ```
 # </details>
 #
-# **Next:** [07 · masked pre-training](07_masked_pretraining.ipynb).
+# **Next:** [02 · a ViT by hand](02_vit_by_hand.ipynb).

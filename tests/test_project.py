@@ -114,3 +114,14 @@ def test_hidden_solution_is_right_and_a_wrong_one_fails(path, name, capsys):
     exec(f"_right = {name}\ndef {name}(*case):\n    import torch\n    return torch.as_tensor(_right(*case)) + 1", names)
     with pytest.raises(AssertionError):
         exec(judging, names)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *RUNNERS, ROOT / "README.md"], ids=lambda p: p.stem)
+def test_links_lead_somewhere(path):
+    text = (
+        path.read_text()
+        if path.suffix == ".md"
+        else "\n".join(c.source for c in nbformat.read(path, as_version=4).cells)
+    )
+    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
+        assert target.startswith("http") or (path.parent / target).exists(), target

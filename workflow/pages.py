@@ -17,9 +17,13 @@ def tidy(path: Path) -> None:
     for cell in page.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            # warnings and logs of this machine; figures, tables and prints stay
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if not passing(o)]
     nbformat.write(page, path)
+
+
+def passing(output) -> bool:
+    """Logs of this machine, and widgets (progress bars, sliders), which are dead without their kernel."""
+    return output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
 def show(path: Path) -> None:
