@@ -76,7 +76,7 @@ def plot_shot_accuracy(
                 ax.text(a, mean + spread + 1.2, f"{mean:.0f}", ha="center", va="bottom", fontsize=8, color="#333333")
     ax.set_xticks(range(len(groups)), [GROUPS.get(g, g) for g in groups])
     ax.set(ylabel="accuracy (%)", ylim=(0, 112), yticks=range(0, 101, 20))
-    ax.legend(frameon=False, ncols=min(len(methods), 4), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
+    ax.legend(frameon=False, ncols=min(len(methods), 5), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
     return ax
 
 

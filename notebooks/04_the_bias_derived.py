@@ -480,16 +480,17 @@ def explore(classes=10, rho=100.0, tau=1.0, chosen=0, future="uniform"):
     plt.show()
 
 
-panel = widgets.interactive(
-    explore,
-    classes=widgets.SelectionSlider(options=[2, 5, 10, 20, 50, 100, 365, 1000], value=10),
-    rho=widgets.FloatLogSlider(value=100, min=0, max=3, step=0.25),
-    tau=widgets.FloatSlider(value=1, min=0, max=2, step=0.1),
-    chosen=widgets.IntSlider(value=0, min=0, max=999, description="class"),
-    future=widgets.Dropdown(options=list(FUTURE), description="test prior"),
-)
+knobs = {
+    "classes": lambda: widgets.SelectionSlider(
+        options=[2, 5, 10, 20, 50, 100, 365, 1000], value=10
+    ),
+    "rho": lambda: widgets.FloatLogSlider(value=100, min=0, max=3, step=0.25),
+    "tau": lambda: widgets.FloatSlider(value=1, min=0, max=2, step=0.1),
+    "chosen": lambda: widgets.IntSlider(value=0, min=0, max=999, description="class"),
+    "future": lambda: widgets.Dropdown(options=list(FUTURE), description="test prior"),
+}
 if sliders or "JPY_SESSION_NAME" in os.environ:  # a live JupyterLab, not nbconvert or papermill
-    display(panel)
+    display(widgets.interactive(explore, **{name: make() for name, make in knobs.items()}))
 
 # %% [markdown]
 # ## What does log(C - 1) do?

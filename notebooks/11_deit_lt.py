@@ -86,9 +86,9 @@ views = {"image": clean, "augmented": augmented, "mixup": mixed, "cutmix": cut}
 pd.DataFrame({name: teacher_on(x) for name, x in views.items()}).T.round(2)
 
 # %% [markdown]
-# On mixed images, which it never saw in training, the teacher often names another class than the label's. DeiT-LT's surprising
-# observation (Table 1) is that such *out-of-distribution* answers teach the student more: they say what the teacher looks for, rather
-# than repeat the label.
+# Images pieced together by cutmix are new to the teacher, and it often names another class than the label's; here mixup,
+# which left most of the first image standing, troubles it little. DeiT-LT's surprising observation (Table 1) is that such
+# *out-of-distribution* answers teach the student more: they say what the teacher looks for, rather than repeat the label.
 
 # %%
 published.table("DeiT-LT", "1")
