@@ -317,7 +317,18 @@ def shots(methods: dict[str, tuple[str, str]], table: pd.DataFrame | None = None
         values = ["all", "head_classes", "mid", "tail", "many", "medium", "few", "ece"]
         rows = rows.melt(["recipe", "head", "seed"], values, "group", "accuracy")
         parts.append(rows.assign(method=method, group=rows["group"].replace("head_classes", "head")))
-    return pd.concat(parts)[["method", "group", "accuracy", "seed", "recipe", "head"]]
+    return pd.concat(parts, ignore_index=True)[["method", "group", "accuracy", "seed", "recipe", "head"]]
+
+
+def mean_sd(
+    tidy: pd.DataFrame, index: str | list[str] = "method", groups: tuple[str, ...] = ("all", "head", "mid", "tail")
+) -> pd.DataFrame:
+    """A table of `shots` to read: mean ± sample sd over seeds, in percent; a row an `index`, a column a group."""
+    keys = [index] if isinstance(index, str) else index
+    percent = tidy[tidy["group"].isin(groups)].assign(accuracy=lambda t: 100 * t["accuracy"])
+    cells = percent.groupby([*keys, "group"], sort=False)["accuracy"].agg(["mean", "std"])
+    text = cells["mean"].map("{:.1f}".format) + " ± " + cells["std"].map("{:.1f}".format)
+    return text.unstack("group")[list(groups)]
 
 
 def ledger_rows(run: Run) -> list[dict]:

@@ -186,13 +186,7 @@ stages = {
     "first stage on the tail": ("digits_livt", "cls"),
     "first stage balanced": ("digits_livt_from_balanced", "cls"),
 }
-transfer = runs.shots(stages)
-transfer = transfer[transfer["group"].isin(["all", "head", "mid", "tail"])]
-transfer = transfer.assign(accuracy=100 * transfer["accuracy"])
-by_stage = (
-    transfer.groupby(["method", "group"], sort=False)["accuracy"].agg(["mean", "std"]).round(1)
-)
-(by_stage["mean"].astype(str) + " ± " + by_stage["std"].astype(str)).unstack()
+runs.mean_sd(runs.shots(stages))
 
 # %% [markdown]
 # ## What it is worth

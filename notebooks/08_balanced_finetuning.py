@@ -136,11 +136,7 @@ fig = plots.plot_shot_accuracy(table).figure
 plots.save_figure(fig, "four_losses", table)
 
 # %%
-summary = table[table["group"].isin(["all", "head", "mid", "tail", "ece"])].pivot_table(
-    index="method", columns="group", values="accuracy", aggfunc=["mean", "std"], sort=False
-)
-show = lambda m, g: f"{100 * summary['mean'][g][m]:.1f} ± {100 * summary['std'][g][m]:.1f}"
-ours = pd.DataFrame({g: {m: show(m, g) for m in four} for g in columns})
+ours = runs.mean_sd(table, groups=tuple(columns))
 paper = published.table("LiVT", "6").filter(like="ViT-Tiny", axis=0)
 paper = paper.rename(index=lambda row: row.removeprefix("ViT-Tiny "))
 paper = paper.rename(columns={"many": "head", "medium": "mid", "few": "tail"})[columns]

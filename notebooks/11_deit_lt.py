@@ -161,18 +161,7 @@ parts = [
     for h in ("cls", "dist", "avg")
 ]
 ablation = pd.concat(parts)
-shown = ablation[ablation["group"].isin(["all", "head", "mid", "tail"])]
-shown = (
-    shown.pivot_table(
-        index=["head", "method"],
-        columns="group",
-        values="accuracy",
-        aggfunc=["mean", "std"],
-        sort=False,
-    )
-    * 100
-)
-shown["mean"].round(1).astype(str) + " ± " + shown["std"].round(1).astype(str)
+runs.mean_sd(ablation, ["head", "method"])
 
 # %% [markdown]
 # *Mean ± sample sd over three seeds.* The last tenth of the run does much of the work for the tail. Part of it may be

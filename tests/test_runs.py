@@ -303,3 +303,10 @@ def test_shots_are_tidy_and_say_what_is_missing(tmp_path):
     assert tidy[tidy["group"] == "head"]["accuracy"].tolist() == [0.9, 0.9]
     with pytest.raises(ValueError, match="no row of digits_livt, head cls: run it"):
         runs.shots({"LiVT": ("digits_livt", "cls")}, table)
+
+
+def test_mean_and_sample_sd_over_seeds():
+    rows = [("ViT", "all", 0.5, 0), ("ViT", "all", 0.6, 1), ("CNN", "all", 0.9, 0), ("CNN", "all", 0.9, 1)]
+    tidy = pd.DataFrame(rows, columns=["method", "group", "accuracy", "seed"])
+    table = runs.mean_sd(tidy, groups=("all",))
+    assert table["all"].to_dict() == {"ViT": "55.0 ± 7.1", "CNN": "90.0 ± 0.0"}
