@@ -229,7 +229,7 @@ def _cifar_archive(folder: Path, name: str) -> tuple[_Part, _Part, tuple[str, ..
             f"{name} is not complete under {folder} and could not be downloaded ({_first_line(error)}): put "
             f"{kind.base_folder}/ or the train-*.parquet and test-*.parquet files under {folder / name}, "
             "or name the folder that holds them in LTVIT_DATA"
-        ) from error
+        ) from None
     train, test = (
         _Part(np.asarray(part.targets, dtype=np.int64), partial(_archive_pixels, part.data)) for part in whole
     )
@@ -259,7 +259,7 @@ def _decode(source: bytes | Path, where: str, size: int | None) -> np.ndarray:
             raise ValueError(f"pixels of mode {image.mode} have no known range")
         image = image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise whatever the damage leads to
-        raise ValueError(f"cannot decode the image at {where} ({_first_line(error)}): mend or remove it") from error
+        raise ValueError(f"cannot decode the image at {where} ({_first_line(error)}): mend or remove it") from None
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image).transpose(2, 0, 1)
@@ -418,7 +418,7 @@ def _reading(file: Path, read: Callable):
     try:
         return read()
     except Exception as error:  # pyarrow raises its own kinds, OSError and KeyError
-        raise ValueError(f"cannot read {file} as parquet ({_first_line(error)}): fetch it again") from error
+        raise ValueError(f"cannot read {file} as parquet ({_first_line(error)}): fetch it again") from None
 
 
 def _labels(file: Path, column: str) -> np.ndarray:

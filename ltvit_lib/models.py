@@ -189,15 +189,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{path} is truncated or no safetensors file ({error}): fetch or train it again"
-            ) from error
+            ) from None
         return {k.removeprefix("model.").removeprefix("module."): v for k, v in tensors.items()}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises almost anything
+    except Exception:  # a damaged file raises almost anything
         raise ValueError(
             f"{path} is truncated or holds more than weights, and was not unpickled: "
             "save its state_dict as safetensors where you trust it"
-        ) from error
+        ) from None
     for key in ("state_dict", "model_state_dict", "model"):
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict):

@@ -351,7 +351,7 @@ def _try(what: str, function, recipe: Recipe, /, *arguments, **options) -> None:
     try:
         function(*arguments, **options)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{recipe.name}: {what}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{recipe.name}: {what}: {str(error).splitlines()[0]}") from None
 
 
 def _problems(r: Recipe) -> dict[str, bool]:

@@ -72,7 +72,7 @@ def from_parameters(names: dict, allowed: tuple[str, ...]) -> Recipe:
         try:
             changed = json.loads(changed)
         except json.JSONDecodeError as error:
-            raise ValueError(f'overrides are not JSON ({error}): such as {{"epochs": 2}}') from error
+            raise ValueError(f'overrides are not JSON ({error}): such as {{"epochs": 2}}') from None
     if not isinstance(changed, dict):
         raise ValueError(f"overrides must map fields to values, such as epochs: 2, got {changed!r}")
     return recipes.get(names["recipe"], **changed)
@@ -102,7 +102,7 @@ def write(path: Path, content: bytes) -> None:
         raise OSError(
             f"cannot write {path} ({error.strerror or error}): free some space or choose another folder, then give "
             "the same command again; the last checkpoint is untouched"
-        ) from error
+        ) from None
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -128,7 +128,7 @@ class Run:
         try:
             return recipe_from(self.identity["recipe"])
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} was written by another version of this library ({error})") from error
+            raise ValueError(f"{self.path} was written by another version of this library ({error})") from None
 
     @property
     def finished(self) -> bool:
@@ -204,7 +204,7 @@ def open_run(out: str | Path, wanted: dict, resume: bool) -> Run:
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"cannot make {run.path} ({error.strerror}): choose a folder that can be written") from error
+        raise OSError(f"cannot make {run.path} ({error.strerror}): choose a folder that can be written") from None
     write_json(run.path / "env.json", environment())
     write_json(run.path / "recipe.json", wanted)
     return run
@@ -258,7 +258,7 @@ def load_checkpoint(run: Run, model: torch.nn.Module, optimizer: torch.optim.Opt
         with safe_open(path, "pt") as file:
             metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it to start this run again") from error
+        raise ValueError(f"{path} is damaged ({error}): remove it to start this run again") from None
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     for prefix, parameter in _slots(optimizer):
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
