@@ -187,9 +187,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             with safe_open(path, "pt") as file:
                 tensors = {k: file.get_tensor(k) for k in file.keys() if not k.startswith("optimizer.")}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path} is truncated or no safetensors file ({error}): fetch or train it again"
-            ) from None
+            raise ValueError(f"{path} is truncated or no safetensors file ({error}): fetch or train it again") from None
         return {k.removeprefix("model.").removeprefix("module."): v for k, v in tensors.items()}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

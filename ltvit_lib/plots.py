@@ -24,6 +24,10 @@ COLOURS = {
     "DeiT-LT, CLS": "#E69F00",
     "DeiT-LT, DIST": "#CC79A7",
     "Teacher CNN": "#009E73",
+    "CE": "#999999",
+    "Bal-CE": "#E69F00",
+    "BCE": "#56B4E9",
+    "Bal-BCE": "#0072B2",
 }
 GROUPS = {"all": "All", "head": "Head", "mid": "Mid", "tail": "Tail", "many": "Many", "medium": "Medium", "few": "Few"}
 

@@ -323,11 +323,11 @@ def shots(methods: dict[str, tuple[str, str]], table: pd.DataFrame | None = None
 def mean_sd(
     tidy: pd.DataFrame, index: str | list[str] = "method", groups: tuple[str, ...] = ("all", "head", "mid", "tail")
 ) -> pd.DataFrame:
-    """A table of `shots` to read: mean ± sample sd over seeds, in percent; a row an `index`, a column a group."""
+    """A table of `shots` to read: mean ± sample sd over seeds (none for one), in percent; a row an `index`."""
     keys = [index] if isinstance(index, str) else index
     percent = tidy[tidy["group"].isin(groups)].assign(accuracy=lambda t: 100 * t["accuracy"])
     cells = percent.groupby([*keys, "group"], sort=False)["accuracy"].agg(["mean", "std"])
-    text = cells["mean"].map("{:.1f}".format) + " ± " + cells["std"].map("{:.1f}".format)
+    text = cells["mean"].map("{:.1f}".format) + cells["std"].map(lambda sd: "" if pd.isna(sd) else f" ± {sd:.1f}")
     return text.unstack("group")[list(groups)]
 
 

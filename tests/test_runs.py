@@ -310,3 +310,4 @@ def test_mean_and_sample_sd_over_seeds():
     tidy = pd.DataFrame(rows, columns=["method", "group", "accuracy", "seed"])
     table = runs.mean_sd(tidy, groups=("all",))
     assert table["all"].to_dict() == {"ViT": "55.0 ± 7.1", "CNN": "90.0 ± 0.0"}
+    assert runs.mean_sd(tidy[tidy["seed"] == 0], groups=("all",))["all"].to_dict() == {"ViT": "50.0", "CNN": "90.0"}

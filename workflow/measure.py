@@ -5,7 +5,7 @@ python workflow/measure.py runs
 
 import sys
 
-from ltvit_lib import augment, runs, train
+from ltvit_lib import augment, longtail, losses, metrics, plots, runs, train
 
 import pandas as pd
 import torch
@@ -27,7 +27,30 @@ def error_by_class(run: runs.Run, masks: int = 10) -> list[float]:
     return [totals[split.test.targets == c].mean().item() for c in range(len(split.classes))]
 
 
+def decisions(run: runs.Run) -> list[dict]:
+    """Accuracies of a Bal-BCE run under each decision rule, from its stored test logits."""
+    split, logits = train.load_split(run.recipe, run.seed), run.logits()
+    prior = longtail.prior(split.counts)
+    bias = run.recipe.loss_options.get("tau", 1.0) * losses.logit_bias_bce(prior)
+    scores = {
+        "raw argmax": logits["cls"],
+        "repaired": losses.decide_bce(logits["cls"], prior, torch.full_like(prior, 1 / len(prior)), bias=bias),
+    }
+    names = ("all", "head", "mid", "tail")
+    rows = []
+    for rule, score in scores.items():
+        found = metrics.evaluate_logits(score, logits["targets"], split.counts, split.groups)
+        rows += [
+            {"recipe": run.recipe.name, "seed": run.seed, "method": rule, "group": g, "accuracy": found[g]}
+            for g in names
+        ]
+    return rows
+
+
 def main(folder: str) -> None:
+    finished = [run for run in runs.collect(folder) if not runs.changes(run.recipe)]
+    bal_bce = [run for run in finished if getattr(run.recipe, "loss", "") == "balanced_bce"]
+    save("decision_rules", pd.DataFrame([row for run in bal_bce for row in decisions(run)]))
     kinds = {
         "digits_mgp": ("digits", "long-tailed"),
         "digits_mgp_balanced": ("digits", "balanced"),
@@ -35,14 +58,17 @@ def main(folder: str) -> None:
     }
     rows = [
         (*kinds[run.recipe.name], run.seed, c, error)
-        for run in runs.collect(folder)
-        if run.recipe.name in kinds and not runs.changes(run.recipe)
+        for run in finished
+        if run.recipe.name in kinds
         for c, error in enumerate(error_by_class(run))
     ]
-    table = pd.DataFrame(rows, columns=["scale", "trained on", "seed", "class", "error"])
-    path = runs.LEDGER.parent / "mgp_error_by_class.csv"
+    save("mgp_error_by_class", pd.DataFrame(rows, columns=["scale", "trained on", "seed", "class", "error"]))
+
+
+def save(name: str, table: pd.DataFrame) -> None:
+    path = plots.figures() / "data" / f"{name}.csv"
     table.sort_values(list(table.columns[:4])).to_csv(path, index=False, float_format="%.6g")
-    print(f"{len(table)} rows in {path}")
+    print(f"{len(table)} rows in {path.name}")
 
 
 if __name__ == "__main__":
