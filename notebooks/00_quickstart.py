@@ -121,7 +121,7 @@ ax = plots.plot_shot_accuracy(live_table)
 plots.save_figure(ax.figure, "quickstart_live", live_table)
 
 # %% [markdown]
-# And the same recipes over three seeds, each with its own tail, kept in `figures/data`:
+# One seed is one draw of three or four tail images: its bars may well be lucky or unlucky. So the same recipes over three seeds, each with its own tail, kept in `figures/data`:
 
 # %%
 stored = runs.shots(
