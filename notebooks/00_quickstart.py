@@ -22,15 +22,13 @@
 # - **DeiT-LT** ([Rangwani et al. 2024](https://arxiv.org/abs/2404.02900)): learn from a flat, SAM-trained CNN through a
 #   second token, on images far from those the CNN knows.
 #
-# Everything below is trained here, live, on scikit-learn's 8 x 8 digits: about a minute and a half on two CPU cores.
+# Everything below is trained here, live, on scikit-learn's 8 x 8 digits: under two minutes on two CPU cores.
 # The same code with another recipe name trains on CIFAR-10-LT ([full/](full/)).
 
 # %% tags=["parameters"]
 rho: float = 40.0  # imbalance factor: images of the most frequent class over images of the rarest
 seed: int = 0  # of everything: which images form the tail, weights, order, augmentation
-length: float = (
-    1.0  # share of the full schedule: 1 is what the stored results used, 0.2 a quick look
-)
+length: float = 1.0  # share of the full schedule; 0.2 is a quick look
 
 # %%
 import tempfile
