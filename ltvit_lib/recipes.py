@@ -396,25 +396,29 @@ def _problems(r: Recipe) -> dict[str, bool]:
         problems["mask_ratio must leave a patch visible and one hidden"] = (
             not 0 < r.mask_ratio < 1 or not 0 < int(patches * (1 - r.mask_ratio)) < patches
         )
-    if isinstance(r, Finetune):
-        mixes, last = r.mixup > 0 or r.cutmix > 0, r.epochs - 1
-        problems |= {
-            "mixup and cutmix must not be negative": not (r.mixup >= 0 and r.cutmix >= 0),
-            "mixup and cutmix pair images: batch_size and micro_batch must be even": (
-                mixes and (r.batch_size % 2 or (r.micro_batch or 0) % 2)
-            ),
-            "smoothing must lie in 0..1": not 0 <= r.smoothing < 1,
-            f"drw_epoch must lie in 0..{last}, the last epoch; None turns it off": (
-                r.drw_epoch is not None and not 0 <= r.drw_epoch <= last
-            ),
-            f"{r.loss} takes no class weights: set drw_epoch to None, or choose {' or '.join(WEIGHTED)}": (
-                r.drw_epoch is not None and not isinstance(r, Distil) and r.loss not in WEIGHTED
-            ),
-            "lade compares the images of a whole batch: leave micro_batch at None": (
-                r.loss == "lade" and r.micro_batch not in (None, r.batch_size)
-            ),
-            f"no loss {r.loss!r}{_closest(r.loss, LOSSES)}; known: {', '.join(LOSSES)}": r.loss not in LOSSES,
-        }
+    return problems | (_label_problems(r) if isinstance(r, Finetune) else {})
+
+
+def _label_problems(r: Finetune) -> dict[str, bool]:
+    """The same, of what only runs with labels have."""
+    mixes, last = r.mixup > 0 or r.cutmix > 0, r.epochs - 1
+    problems = {
+        "mixup and cutmix must not be negative": not (r.mixup >= 0 and r.cutmix >= 0),
+        "mixup and cutmix pair images: batch_size and micro_batch must be even": (
+            mixes and (r.batch_size % 2 or (r.micro_batch or 0) % 2)
+        ),
+        "smoothing must lie in 0..1": not 0 <= r.smoothing < 1,
+        f"drw_epoch must lie in 0..{last}, the last epoch; None turns it off": (
+            r.drw_epoch is not None and not 0 <= r.drw_epoch <= last
+        ),
+        f"{r.loss} takes no class weights: set drw_epoch to None, or choose {' or '.join(WEIGHTED)}": (
+            r.drw_epoch is not None and not isinstance(r, Distil) and r.loss not in WEIGHTED
+        ),
+        "lade compares the images of a whole batch: leave micro_batch at None": (
+            r.loss == "lade" and r.micro_batch not in (None, r.batch_size)
+        ),
+        f"no loss {r.loss!r}{_closest(r.loss, LOSSES)}; known: {', '.join(LOSSES)}": r.loss not in LOSSES,
+    }
     if isinstance(r, Teacher):
         problems |= {
             "sam_rho must not be negative": not 0 <= r.sam_rho < math.inf,

@@ -1,5 +1,7 @@
 """Fixtures that every test may ask for: a ViT, a long tail and a generator, all small enough for milliseconds."""
 
+import re
+
 from ltvit_lib import data, longtail
 
 import pytest
@@ -37,3 +39,13 @@ def tiny_longtail() -> data.Split:
 
     train, test = part(longtail.exponential_counts(40, 5, 10)), part([6] * 5)
     return data.Split("tiny", train, test, tuple("abcde"), (0.5,) * 3, (0.25,) * 3, (1, 3))
+
+
+def refused(call, *patterns: str) -> None:
+    """`call` raises a ValueError of one line that matches every pattern."""
+    with pytest.raises(ValueError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for pattern in patterns:
+        assert re.search(pattern, message), message

@@ -18,20 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torchvision.datasets.cifar
+from conftest import refused
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
 SIZE = 8
-
-
-def refused(call, *patterns: str) -> None:
-    """`call` raises a ValueError of one line that matches every pattern."""
-    with pytest.raises(ValueError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for pattern in patterns:
-        assert re.search(pattern, message), message
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (SIZE, SIZE), mode: str = "RGB") -> Image.Image:

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import re
 from pathlib import Path
 
 from ltvit_lib import longtail, losses, models
@@ -12,6 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import refused
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,16 +22,6 @@ SMALL = dict(num_classes=5, depth=1)
 @pytest.fixture
 def images(rng):
     return torch.randn(4, 3, 8, 8, generator=rng)
-
-
-def refused(call, *patterns: str) -> None:
-    """`call` raises a ValueError of one line that matches every pattern."""
-    with pytest.raises(ValueError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for pattern in patterns:
-        assert re.search(pattern, message), message
 
 
 # --- building --------------------------------------------------------------------------------------------------
