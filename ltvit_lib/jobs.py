@@ -11,6 +11,7 @@ import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ltvit_lib import augment, losses, models, recipes
 from ltvit_lib.data import STATISTICS, Images, Split
@@ -91,6 +92,10 @@ class Job(ABC):
                 options["global_pool"] = "token" if isinstance(recipe, Pretrain) else "avg"
         return models.create(recipe.model, drop_path_rate=recipe.drop_path, **options)
 
+    def start_from(self, model: nn.Module, path: Path) -> None:
+        """Loads the weights that the recipe's `init` left: a masked autoencoder's encoder."""
+        models.load_encoder(model, path)
+
     def start_epoch(self, epoch: int) -> None:
         """Sets class weights, mixing and smoothing for this epoch; here: nothing is mixed."""
         self.mix = None
@@ -136,8 +141,32 @@ class FinetuneJob(Job):
         self.needs_features = "features" in inspect.signature(self.function).parameters
         self.weight: Tensor | None = None  # (C,) class weights of this epoch
         self.smoothing = recipe.smoothing  # of this epoch
+        self.warming = False  # plain cross-entropy, this epoch
+
+    def build(self) -> nn.Module:
+        model = super().build()
+        if self.recipe.trains != "all":
+            if type(model.head) is not nn.Linear:
+                raise ValueError(f"trains={self.recipe.trains!r} needs a linear classifier, not {self.recipe.model}'s")
+            model.requires_grad_(False)
+            if self.recipe.trains == "scale":
+                model.head = models.ScaledLinear(model.head.in_features, self.num_classes).requires_grad_(False)
+                model.head.scale.requires_grad_(True)
+            else:
+                model.head.requires_grad_(True)
+        return model
+
+    def start_from(self, model: nn.Module, path: Path) -> None:
+        """An encoder; or a classifier, of which cRT keeps the backbone and LWS all but the factors."""
+        if self.recipe.trains == "all":
+            return super().start_from(model, path)
+        weights = models.read_weights(path)
+        if self.recipe.trains == "classifier":
+            weights = {k: v for k, v in weights.items() if not k.startswith("head.")}
+        models.load_weights(model, weights, allow_missing=("head",), where=path)
 
     def start_epoch(self, epoch: int) -> None:
+        self.warming = epoch < self.recipe.loss_epoch
         recipe, start = self.recipe, self.recipe.drw_epoch
         deferred = start is not None and epoch >= start
         self.weight = drw_weights(self.counts, epoch, start, getattr(recipe, "beta", 0.9999)) if deferred else None
@@ -155,14 +184,19 @@ class FinetuneJob(Job):
     def prepare(self, batch: Batch) -> None:
         batch.mass = {"loss": _mass(batch.target, self.weight)}
 
+    def loss(self, logits: Tensor, batch: Batch, **options) -> Tensor:
+        """The recipe's loss, or plain cross-entropy before its `loss_epoch`."""
+        if self.warming:
+            return losses.cross_entropy(logits, batch.target)
+        return self.function(logits, batch.target, **self.options, **options)
+
     def terms(self, model, batch):
-        options = self.options if self.weight is None else self.options | {"weight": self.weight}
+        options = {} if self.weight is None else {"weight": self.weight}
         if self.needs_features:
-            logits, features = _with_features(model, batch.images)
-            options = options | {"features": features}
+            logits, options["features"] = _with_features(model, batch.images)
         else:
             logits = model(batch.images)
-        return {"loss": self.function(logits, batch.target, **options)}, _right(logits, batch.labels)
+        return {"loss": self.loss(logits, batch, **options)}, _right(logits, batch.labels)
 
 
 class DistilJob(FinetuneJob):
@@ -210,7 +244,7 @@ class DistilJob(FinetuneJob):
     def terms(self, model, batch):
         alpha = self.recipe.alpha  # losses.distillation, its parts apart so that each can be divided by its own mass
         cls, dist = model(batch.images)
-        on_cls = self.function(cls, batch.target, **self.options)
+        on_cls = self.loss(cls, batch)
         on_dist = losses.cross_entropy(dist, batch.answers, self.weight)
         return {"cls": (1 - alpha) * on_cls, "dist": alpha * on_dist}, _right(cls + dist, batch.labels)
 
@@ -232,14 +266,19 @@ def _with_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 # --- batches ---------------------------------------------------------------------------------------------------
 
 
-def epoch_order(count: int, recipe: Recipe, seed: int, epoch: int) -> Tensor:
+def epoch_order(targets: Tensor, recipe: Recipe, seed: int, epoch: int) -> Tensor:
     """Image indices of an epoch, (steps, batch_size); the rest of a last partial batch is left out.
 
-    Repeated augmentation draws each image `repeats` times in a row, and as many images fewer.
+    Repeated augmentation draws each image `repeats` times in a row, and as many images fewer. Where classes are
+    sampled, every class is as likely as any other, and so is every image of it.
     """
-    order = torch.randperm(count, generator=stream(seed, epoch, "order"))
-    order = order.repeat_interleave(recipe.repeats)[: count // recipe.batch_size * recipe.batch_size]
-    return order.view(-1, recipe.batch_size)
+    generator, count = stream(seed, epoch, "order"), len(targets)
+    if getattr(recipe, "sampling", "images") == "classes":
+        chance = 1 / torch.bincount(targets.cpu()).double()[targets.cpu()]
+        order = torch.multinomial(chance, count, replacement=True, generator=generator)
+    else:
+        order = torch.randperm(count, generator=generator).repeat_interleave(recipe.repeats)
+    return order[: count // recipe.batch_size * recipe.batch_size].view(-1, recipe.batch_size)
 
 
 def parts(batch_size: int, pieces: int) -> list[Tensor]:

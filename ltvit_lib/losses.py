@@ -305,6 +305,11 @@ def mislas_targets(target: Tensor, counts: Values, shape: str = "concave") -> Te
     return (1 - smoothing) * F.one_hot(target, len(counts)) + smoothing / len(counts)
 
 
+def mislas(logits: Tensor, target: Tensor, counts: Values, shape: str = "concave") -> Tensor:
+    """Cross-entropy on the targets of `mislas_targets`. logits (B, C), target (B,) int64, counts (C,)."""
+    return cross_entropy(logits, mislas_targets(target, counts, shape))
+
+
 def distillation(
     cls_logits: Tensor,
     dist_logits: Tensor,

@@ -62,6 +62,17 @@ class NormedLinear(nn.Module):
         return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
 
 
+class ScaledLinear(nn.Linear):
+    """LWS: a classifier whose answers are multiplied by one learnt factor a class (Kang et al. 2020)."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features)
+        self.scale = nn.Parameter(torch.ones(out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions; where the shape changes, the shortcut subsamples and pads with zeros (option A)."""
 

@@ -15,8 +15,9 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     equal to MAE's groups for average pooling). The CIFAR teachers decay every parameter, as their released code.
     """
     if recipe.optimizer == "sgd":
+        trained = [p for p in model.parameters() if p.requires_grad]
         return torch.optim.SGD(
-            model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            trained, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
     return create_optimizer_v2(
         model,

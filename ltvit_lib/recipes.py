@@ -23,7 +23,7 @@ from torch import Tensor
 POLICIES = {f.__name__: f for f in (augment.weak, augment.strong, augment.mgp, augment.geometric)}
 LOSSES = (
     "cross_entropy", "balanced_ce", "bce", "balanced_bce", "nt_bce", "focal", "class_balanced", "ldam", "lade",
-    "influence_balanced", "vs",
+    "influence_balanced", "vs", "mislas",
 )  # fmt: skip
 WEIGHTED = ("cross_entropy", "ldam")  # the losses that take class weights, hence deferred re-weighting
 
@@ -100,8 +100,11 @@ class Finetune(Recipe):
     """Supervised training of a ViT, from scratch or from a masked autoencoder (`init`), with any loss."""
 
     init: str | None = None  # the recipe whose run gives the starting weights
+    trains: str = "all"  # cRT: "classifier", anew on a frozen backbone; LWS: "scale", one factor a class
+    sampling: str = "images"  # each image once an epoch; "classes": a class at random, then an image of it
     loss: str = "balanced_bce"  # one of LOSSES, in ltvit_lib.losses
     loss_options: dict = field(default_factory=dict)  # its arguments beside logits, target, prior and counts
+    loss_epoch: int = 0  # plain cross-entropy before this epoch (IB: the first half)
     mixup: float = 0.8  # alpha of its Beta distribution; 0 is off
     cutmix: float = 1.0  # likewise; with both, one of the two is drawn for every batch
     smoothing: float = 0.0  # of the labels: 1 - e + e / C on the label, as timm
@@ -183,6 +186,35 @@ for _epochs in (150, 300):  # LiVT Figure 7: how long to pre-train
     _add(replace(DIGITS_LIVT, name=f"digits_livt_{_epochs}", init=f"digits_mgp_{_epochs}"))
 for _name, _loss in (("ce", "cross_entropy"), ("bce", "bce"), ("bal_ce", "balanced_ce")):
     _add(replace(DIGITS_LIVT, name=f"digits_mgp_{_name}", loss=_loss))  # LiVT Table 6: one encoder, four losses
+# The loss zoo (notebook 06; LiVT Tables 6, 7, 11): LiVT's second stage under every other loss.
+for _name, _changes in {
+    "focal": dict(loss="focal", loss_options={"gamma": 2.0}),
+    "cb_softmax": dict(loss="class_balanced"),
+    "cb_sigmoid": dict(loss="class_balanced", loss_options={"kind": "sigmoid"}),
+    "cb_focal": dict(loss="class_balanced", loss_options={"kind": "focal"}),
+    "ldam": dict(loss="ldam"),
+    "ldam_drw": dict(loss="ldam", drw_epoch=160),
+    "lade": dict(loss="lade"),
+    "ib": dict(loss="influence_balanced", loss_epoch=100),
+    "vs": dict(loss="vs"),
+    "mislas": dict(loss="mislas"),
+    "crt": dict(loss="cross_entropy", init="digits_mgp_ce", trains="classifier", sampling="classes", epochs=60),
+    "lws": dict(loss="cross_entropy", init="digits_mgp_ce", trains="scale", sampling="classes", epochs=60),
+    "bal_ce_mixup": dict(loss="balanced_ce", mixup=0.8, cutmix=1.0),
+}.items():
+    _add(replace(DIGITS_LIVT, name=f"digits_mgp_{_name}", **_changes))
+_add(replace(DIGITS_LIVT, name="digits_livt_mixup", mixup=0.8, cutmix=1.0))
+for _tau in (0.5, 1.5, 2.0):  # LiVT Figure 3; 0 is digits_mgp_bce, 1 digits_livt
+    _add(replace(DIGITS_LIVT, name=f"digits_livt_tau{_tau:g}", loss_options={"tau": _tau}))
+for _lam in (2.0, 5.0, 10.0):  # LiVT Figure 6; 1 is digits_mgp_bce and digits_livt
+    _options = {"lam": _lam}
+    _add(replace(DIGITS_LIVT, name=f"digits_livt_nt{_lam:g}", loss="nt_bce", loss_options=_options))
+    _add(replace(DIGITS_LIVT, name=f"digits_mgp_nt{_lam:g}", loss="nt_bce", loss_options=_options | {"prior": None}))
+for _name, _loss in (("bce", "bce"), ("bal_ce", "balanced_ce"), ("ldam", "ldam")):  # DeiT-LT Figure S.1: LDAM
+    _add(replace(DIGITS_VIT_CE, name=f"digits_vit_{_name}", loss=_loss))
+# LiVT section 4.1 claims that strong augmentation does not help the first stage.
+_add(replace(DIGITS_MGP, name="digits_mgp_strong", policy="strong", policy_options=dict(crop="padded", erase=0.0)))
+_add(replace(DIGITS_LIVT, name="digits_livt_from_strong", init="digits_mgp_strong"))
 DIGITS_TEACHER = _add(
     Teacher(
         name="digits_teacher_ldam_drw_sam", model="resnet8_cifar", epochs=120, drw_epoch=96, sam_rho=0.05,
@@ -288,8 +320,9 @@ def shortened(name: str, /, length: float, **overrides) -> Recipe:
     if not 0 < length < math.inf:
         raise ValueError(f"length must be positive, got {length}")
     shorter = {"epochs": max(1, round(recipe.epochs * length)), "warmup_epochs": recipe.warmup_epochs * length}
-    if getattr(recipe, "drw_epoch", None) is not None:
-        shorter["drw_epoch"] = min(round(recipe.drw_epoch * length), shorter["epochs"] - 1)
+    for later in ("drw_epoch", "loss_epoch"):
+        if getattr(recipe, later, None) is not None:
+            shorter[later] = min(round(getattr(recipe, later) * length), shorter["epochs"] - 1)
     return override(recipe, **shorter | overrides)
 
 
@@ -385,11 +418,12 @@ def _problems(r: Recipe) -> dict[str, bool]:
         "eval_crop must lie in 0..1": not 0 < r.eval_crop <= 1,
     }
     known = {
+        "trains": ("all", "classifier", "scale"), "sampling": ("images", "classes"),
         "evaluate_on": ("test", "val"), "precision": ("fp32", "bf16"), "schedule": ("cosine", "step"),
         "normalise": ("data", "imagenet"), "policy": tuple(POLICIES), "optimizer": ("sgd", *list_optimizers()),
     }  # fmt: skip
     for key, values in known.items():
-        value, some = getattr(r, key), values if len(values) < 9 else ("adamw", "sgd")
+        value, some = getattr(r, key, values[0]), values if len(values) < 9 else ("adamw", "sgd")
         problems[f"no {key} {value!r}{_closest(value, values)}; known: {', '.join(some)}"] = value not in values
     if isinstance(r, Pretrain):
         patches = (r.image_size // (models.patch_size(r.model) or r.image_size)) ** 2
@@ -414,6 +448,11 @@ def _label_problems(r: Finetune) -> dict[str, bool]:
         f"{r.loss} takes no class weights: set drw_epoch to None, or choose {' or '.join(WEIGHTED)}": (
             r.drw_epoch is not None and not isinstance(r, Distil) and r.loss not in WEIGHTED
         ),
+        f"loss_epoch must lie in 0..{last}": not 0 <= r.loss_epoch <= last,
+        f"trains={r.trains!r} starts from a trained classifier: name its recipe as init": (
+            r.trains != "all" and r.init is None
+        ),
+        "classes are sampled with replacement: leave repeats at 1": r.sampling == "classes" and r.repeats != 1,
         "lade compares the images of a whole batch: leave micro_batch at None": (
             r.loss == "lade" and r.micro_batch not in (None, r.batch_size)
         ),
@@ -431,6 +470,7 @@ def _label_problems(r: Finetune) -> dict[str, bool]:
             ),
         }
     if isinstance(r, Distil):
+        problems["a student learns as a whole: leave trains at all"] = r.trains != "all"
         problems["alpha and beta must lie in 0..1"] = not (0 <= r.alpha <= 1 and 0 <= r.beta < 1)
     return problems
 

@@ -73,7 +73,7 @@ def fit(
     job = JOBS[recipe.kind](recipe, split, accelerator.device, teacher)
     model = job.build()
     if init is not None:
-        models.load_encoder(model, init.path if isinstance(init, Run) else init)
+        job.start_from(model, init.path if isinstance(init, Run) else init)
     wanted = runs.identity(recipe, seed, split.digest, {"init": _digest(init), "teacher": _digest(teacher)})
     run = runs.open_run(out, wanted, resume) if accelerator.is_main_process else Run(Path(out))
     accelerator.wait_for_everyone()
@@ -113,6 +113,10 @@ def _start(recipe: Recipe, what: str, given: Run | str | Path | None) -> Run | P
         raise ValueError(f"the run in {run.path} has not finished: give its command again first")
     if what == "teacher" and not isinstance(run.recipe, Finetune):
         raise ValueError(f"the run in {run.path} has learnt no classes ({run.recipe.kind}): it cannot teach")
+    if what == "init" and recipe.trains != "all" and not isinstance(run.recipe, Finetune):
+        raise ValueError(
+            f"trains={recipe.trains!r} keeps a trained backbone: give init=, the folder of a classifier's run"
+        )
     return run
 
 
@@ -159,8 +163,8 @@ def _train(run, job, model, accelerator, pieces, seed, progress, save_seconds) -
             schedule.step(epoch)
             job.start_epoch(epoch)
             meter = _Meter(bar, recipe, epoch, accelerator)
-            wrapped.train()
-            for step, chosen in enumerate(epoch_order(len(pixels), recipe, seed, epoch)):
+            wrapped.train(getattr(recipe, "trains", "all") == "all")  # a frozen backbone also keeps its statistics
+            for step, chosen in enumerate(epoch_order(pixels.targets, recipe, seed, epoch)):
                 schedule.step_update(epoch * steps + step)
                 batches = make_batches(job, pixels, chosen, (seed, epoch, step), pieces)
                 values = _step(job, wrapped, optimizer, batches, accelerator)

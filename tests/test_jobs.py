@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ltvit_lib import augment, data, jobs, longtail, losses, recipes, train
+from ltvit_lib import augment, data, jobs, longtail, losses, models, recipes, train
 
 import pytest
 import torch
@@ -162,14 +162,24 @@ def test_parts_cover_the_batch_and_keep_mixups_pairs(size, pieces):
 
 def test_an_epoch_draws_each_image_once_or_a_few_often():
     recipe = recipes.get("digits_vit_ce", batch_size=10)
-    order = jobs.epoch_order(47, recipe, 0, 0)
+    targets = torch.zeros(47, dtype=torch.long)
+    order = jobs.epoch_order(targets, recipe, 0, 0)
     assert order.shape == (4, 10)
     assert len(order.unique()) == 40
-    assert torch.equal(order, jobs.epoch_order(47, recipe, 0, 0))
-    assert not torch.equal(order, jobs.epoch_order(47, recipe, 0, 1))
-    repeated = jobs.epoch_order(47, dataclasses.replace(recipe, repeats=3), 0, 0)
+    assert torch.equal(order, jobs.epoch_order(targets, recipe, 0, 0))
+    assert not torch.equal(order, jobs.epoch_order(targets, recipe, 0, 1))
+    repeated = jobs.epoch_order(targets, dataclasses.replace(recipe, repeats=3), 0, 0)
     assert repeated.shape == (4, 10)
     assert repeated.flatten().bincount().max() == 3
+
+
+def test_sampled_classes_come_equally_often():
+    """10,000 draws from classes of 900, 90 and 10 images: a third each, within 5 standard deviations (of 47)."""
+    targets = torch.arange(3).repeat_interleave(torch.tensor([900, 90, 10])).repeat(10)
+    order = jobs.epoch_order(targets, recipes.get("digits_mgp_crt"), 0, 0).flatten()
+    seen = targets[order].bincount(minlength=3).double() / len(order)
+    assert (seen - 1 / 3).abs().max() < 5 * 47 / 10_000
+    assert len(order[targets[order] == 2].unique()) == 100  # all its images
 
 
 @pytest.mark.parametrize("name", ["digits_vit_ce", "digits_mgp"])
@@ -213,7 +223,7 @@ def test_every_loss_is_wired(digits, tmp_path, loss):
     job = jobs.FinetuneJob(recipe, digits, CPU)
     model = job.build().train()
     job.start_epoch(0)
-    order = jobs.epoch_order(len(digits.train), recipe, 0, 0)[0]
+    order = jobs.epoch_order(digits.train.targets, recipe, 0, 0)[0]
     (batch,) = jobs.make_batches(job, digits.train, order, (0, 0, 0), jobs.parts(320, 1))
     tokens = model.forward_head(model.forward_features(batch.images), pre_logits=True)
     given = {"prior": longtail.prior(digits.counts), "counts": torch.tensor(digits.counts).float(), "features": tokens}
@@ -221,6 +231,49 @@ def test_every_loss_is_wired(digits, tmp_path, loss):
     expected = getattr(losses, loss)(model.head(tokens), batch.labels, **asked, **REQUIRED.get(loss, {}))
     assert run.curve["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert set(run.result["heads"]) == {"cls"}
+
+
+@pytest.fixture(scope="module")
+def classifier(digits, tmp_path_factory):
+    recipe = recipes.get("digits_vit_ce", epochs=2, warmup_epochs=0.0)
+    return train.fit(recipe, tmp_path_factory.mktemp("ce"), data=digits, progress=False)
+
+
+@pytest.mark.parametrize(("name", "moves"), [("crt", {"head.weight", "head.bias"}), ("lws", {"head.scale"})])
+def test_a_second_stage_moves_its_part_of_the_classifier_and_nothing_else(digits, classifier, tmp_path, name, moves):
+    recipe = recipes.get(f"digits_mgp_{name}", init="digits_vit_ce", drop_path=0.5, **SHORT)
+    run = train.fit(recipe, tmp_path, data=digits, init=classifier, progress=False)
+    before, after = models.read_weights(classifier.path), models.read_weights(run.path)
+    assert {k for k, v in after.items() if k not in before or not torch.equal(v, before[k])} == moves
+    if name == "lws":
+        model, _ = train.build(run, digits)
+        plain, _ = train.build(classifier, digits)
+        images = torch.randn(3, 1, 8, 8)
+        torch.testing.assert_close(model(images), plain(images) * after["head.scale"])
+
+
+def test_a_second_stage_asks_for_what_it_needs(digits, classifier, tmp_path):
+    with pytest.raises(ValueError, match="name its recipe as init"):
+        recipes.get("digits_mgp_crt", init=None)
+    with pytest.raises(ValueError, match="a student learns as a whole"):
+        recipes.get("digits_deit_lt", trains="classifier", init="digits_vit_ce")
+    with pytest.raises(ValueError, match="needs a linear classifier"):
+        jobs.FinetuneJob(dataclasses.replace(TEACHER, trains="scale"), digits, CPU).build()
+    encoder = train.fit(recipes.get("digits_mgp", **SHORT), tmp_path / "mgp", data=digits, progress=False)
+    with pytest.raises(ValueError, match="keeps a trained backbone"):
+        train.fit(recipes.get("digits_mgp_crt", **SHORT), tmp_path / "crt", data=digits, init=encoder)
+
+
+def test_cross_entropy_warms_up_another_loss(digits):
+    job = jobs.FinetuneJob(recipes.get("digits_mgp_ib", loss_epoch=1, **SHORT), digits, CPU)
+    model = job.build()
+    (batch,) = one_batch(job, digits)
+    values = []
+    for epoch in (0, 1):
+        job.start_epoch(epoch)
+        values.append(job.terms(model, batch)[0]["loss"])
+    torch.testing.assert_close(values[0], losses.cross_entropy(model(batch.images), batch.labels))
+    assert values[1] != values[0]
 
 
 def test_class_weights_reach_the_losses_that_take_them(digits):

@@ -20,7 +20,8 @@ def test_every_recipe_is_whole(name):
     assert recipe.name == name
     assert recipe.data in ("digits", "cifar10", "cifar100"), "only what data.load knows"
     if getattr(recipe, "init", None):
-        assert isinstance(recipes.get(recipe.init), recipes.Pretrain)
+        stage = recipes.Pretrain if recipe.trains == "all" else recipes.Finetune
+        assert type(recipes.get(recipe.init)) is stage
     if isinstance(recipe, recipes.Distil):
         teacher = recipes.get(recipe.teacher)
         assert isinstance(teacher, recipes.Finetune)
