@@ -1,14 +1,17 @@
-"""Per-image augmentation of uint8 batches, on the device that holds them: flip, crop, RandAugment, erasing.
+"""Per-image augmentation of uint8 batches, on the device that holds them.
+
+Flip, crop, RandAugment, AutoAugment, colour jitter, erasing, cutout.
 
 `draw` makes every random number for n images on the CPU; `apply` draws none. All that `draw` returns has
 leading dimension n, so slices (micro-batches, devices) give bit-identical images. Here C counts channels, and s
 is a level divided by 10, negative where timm would negate the operation's argument.
 
-Operations, levels and erasing follow timm 1.0.31 (`rand-m9-mstd0.5-inc1`), whose pixels are Pillow's; crops
-follow torchvision; the policies are LiVT's and DeiT-LT's. Two differences from timm, for speed:
+Operations, levels and erasing follow timm 1.0.31 (`rand-m9-mstd0.5-inc1`), whose pixels are Pillow's; crops,
+AutoAugment and colour jitter follow torchvision; the policies are LiVT's, DeiT-LT's and PaCo's. Two differences,
+for speed:
 
-1. Photometric operations come first, at source resolution; timm crops and resizes before any operation.
-2. Rotation, shear, translation and crop compose into one affine map, sampled once; timm resamples at each.
+1. Photometric operations come first, at source resolution; timm and torchvision crop and resize before any.
+2. Rotation, shear, translation and crop compose into one affine map, sampled once; they resample at each.
    What an operation moves in from outside the crop is the dataset mean, as in timm.
 
 Sampling does not antialias, so keep sources within about 1.5 times the model's size (crops smaller than the
@@ -44,7 +47,12 @@ class Policy:
         ops: RandAugment's operations by timm's names; `num_ops` are drawn with replacement, each is applied
             with `op_prob`. A repeated name is drawn more often.
         magnitude, magnitude_std: mean and sd of the level, which is clipped to 0..10.
+        auto: whether one of AutoAugment's 25 sub-policies for CIFAR-10 is applied, after `ops`.
+        jitter: probability of SimCLR's colour jitter: brightness, contrast and saturation by a factor of .6 to
+            1.4 and hue by up to a tenth of the circle, in random order.
+        grey: probability of losing all colour, after the jitter.
         erase: probability of filling one box with normal noise after normalisation (timm's "pixel" mode).
+        cutout: side in pixels of a black square about a uniform pixel, cut off at the border; 0 for none.
         interpolation: "bilinear" or "bicubic", wherever a pixel is resampled.
     """
 
@@ -61,7 +69,11 @@ class Policy:
     op_prob: float = 0.5
     magnitude: float = 9.0
     magnitude_std: float = 0.5
+    auto: bool = False
+    jitter: float = 0.0
+    grey: float = 0.0
     erase: float = 0.0
+    cutout: int = 0
     interpolation: str = "bilinear"
 
     def __post_init__(self):
@@ -74,13 +86,14 @@ class Policy:
             f"scale is {self.scale}: give 0 < low <= high <= 1": 0 < self.scale[0] <= self.scale[1] <= 1,
             f"ratio is {self.ratio}: give 0 < low <= high": 0 < self.ratio[0] <= self.ratio[1],
             f"pad is {self.pad}: give 0 or more pixels": self.pad >= 0,
+            f"cutout is {self.cutout}: give 0 or more pixels": self.cutout >= 0,
             f"no operation {', '.join(unknown)}; known: {', '.join(OPS)}": not unknown,
             f"num_ops is {self.num_ops}: give 0 or more": self.num_ops >= 0,
             f"magnitude is {self.magnitude}: give a level in 0..10": 0 <= self.magnitude <= 10,
             f"magnitude_std is {self.magnitude_std}: give a finite sd": 0 <= self.magnitude_std < math.inf,
             "interpolation: use bilinear or bicubic": self.interpolation in ("bilinear", "bicubic"),
         }
-        for name in ("flip", "op_prob", "erase"):
+        for name in ("flip", "op_prob", "jitter", "grey", "erase"):
             checks[f"{name} is {getattr(self, name)}: give a probability"] = 0 <= getattr(self, name) <= 1
         for message, holds in checks.items():
             if not holds:
@@ -110,15 +123,31 @@ def geometric(size: int, mean: Stats, std: Stats, **overrides) -> Policy:
     return replace(policy, **overrides)
 
 
+def paco_query(size: int, mean: Stats, std: Stats, **overrides) -> Policy:
+    """PaCo's query on CIFAR: padded crop, flip, AutoAugment for CIFAR-10, black 16 pixel cutout (Cui et al. 2021)."""
+    policy = Policy(size, mean, std, crop="padded", auto=True, cutout=16, interpolation="bicubic")
+    return replace(policy, **overrides)
+
+
+def paco_key(size: int, mean: Stats, std: Stats, **overrides) -> Policy:
+    """PaCo's key, in SimCLR's style: RandomResizedCrop of 20 to 100 %, flip, colour jitter, grey.
+
+    Without blur, as SimCLR on CIFAR; PaCo's released code blurs half of the keys there too.
+    """
+    return replace(Policy(size, mean, std, crop="resized", scale=(0.2, 1.0), jitter=0.8, grey=0.2), **overrides)
+
+
 def draw(policy: Policy, n: int, generator: Generator) -> dict[str, Tensor]:
     """All random numbers for n images, on the CPU; keys that the policy does not need are absent.
 
     Returns:
         flip: (n,) bool.
         box: (n, 4) height and width as fractions, then y and x, uniform: where in the room that they leave.
-        op, level: (n, K) index into OPS, -1 where not applied; level 0..10, signed.
+        op, level: (n, K) index into OPS, -1 where not applied; level 0..10, signed. RandAugment's slots come
+            first, then two of AutoAugment, four of the jitter, one of grey.
         affine: (n, K, 2, 3) from output to input, in coordinates -1..1 of the cropped image.
         erase, seed: (n, 4) top, left, height, width in output pixels, 0 high for none; (n,) of the noise.
+        cutout: (n, 4), a box as in `erase`.
     """
     uniform = partial(torch.rand, generator=generator)
     params = {}
@@ -127,20 +156,29 @@ def draw(policy: Policy, n: int, generator: Generator) -> dict[str, Tensor]:
     if policy.crop != "none":
         shape, _ = _propose(n, policy.scale, policy.ratio, 1.0, generator)
         params["box"] = torch.cat([shape.clamp(max=1), uniform(n, 2)], 1)
+    slots = []
     if policy.ops and policy.num_ops:
-        drawn = (n, policy.num_ops)
-        codes = torch.tensor([OPS.index(name) for name in policy.ops])
-        codes = codes[torch.randint(len(codes), drawn, generator=generator)]
-        params["op"] = torch.where(uniform(drawn) < policy.op_prob, codes, -1)
-        level = policy.magnitude + policy.magnitude_std * torch.randn(drawn, generator=generator)
-        params["level"] = level.clamp(0, 10) * torch.where(uniform(drawn) < 0.5, 1, -1)
-        if not set(GEOMETRIC).isdisjoint(policy.ops):
+        slots.append(_rand_augment(policy, n, generator))
+    if policy.auto:
+        slots.append(_auto_augment(n, generator))
+    if policy.jitter > 0:
+        slots.append(_jitter(policy.jitter, n, generator))
+    if policy.grey > 0:
+        slots.append((torch.where(uniform(n, 1) < policy.grey, OPS.index("Grey"), -1), torch.zeros(n, 1)))
+    if slots:
+        params["op"], params["level"] = (torch.cat(columns, 1) for columns in zip(*slots, strict=True))
+        if policy.auto or not set(GEOMETRIC).isdisjoint(policy.ops):
             params["affine"] = _affine(params["op"], params["level"] / 10)
     if policy.erase > 0:
         shape, fits = _propose(n, ERASE_AREA, ERASE_RATIO, 1 - 0.5 / policy.size, generator)
         side = (shape * policy.size).round().long() * (fits & (uniform(n) < policy.erase))[:, None]
         params["erase"] = torch.cat([_place(policy.size - side, uniform(n, 2)), side], 1)
         params["seed"] = torch.randint(2**32, (n,), generator=generator)
+    if policy.cutout > 0:
+        centre = torch.randint(policy.size, (n, 2), generator=generator)
+        first = (centre - policy.cutout // 2).clamp(min=0)
+        last = (centre - policy.cutout // 2 + policy.cutout).clamp(max=policy.size)
+        params["cutout"] = torch.cat([first, last - first], 1)
     return params
 
 
@@ -162,6 +200,9 @@ def apply(policy: Policy, images: Tensor, params: dict[str, Tensor]) -> Tensor:
     out = _geometric(policy, images, params)
     if "erase" in params:
         _erase(out, params["erase"], params["seed"])
+    if "cutout" in params:
+        black = _normalise(torch.zeros_like(out[:1, :, :1, :1]), policy.mean, policy.std)
+        out = torch.where(_inside(params["cutout"].to(out.device), policy.size), black, out)
     return out
 
 
@@ -193,6 +234,38 @@ def _check(images: Tensor, mean: Stats) -> None:
 def _normalise(pixels: Tensor, mean: Stats, std: Stats) -> Tensor:
     mean, std = (torch.tensor(v, dtype=torch.float32, device=pixels.device) for v in (mean, std))
     return (pixels / 255).sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+# What is drawn for the operations: (n, K) codes, -1 where not applied, and signed levels.
+
+
+def _rand_augment(policy: Policy, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """`num_ops` of `ops` with replacement, as timm draws them."""
+    uniform, drawn = partial(torch.rand, generator=generator), (n, policy.num_ops)
+    codes = torch.tensor([OPS.index(name) for name in policy.ops])
+    codes = codes[torch.randint(len(codes), drawn, generator=generator)]
+    op = torch.where(uniform(drawn) < policy.op_prob, codes, -1)
+    level = policy.magnitude + policy.magnitude_std * torch.randn(drawn, generator=generator)
+    return op, level.clamp(0, 10) * torch.where(uniform(drawn) < 0.5, 1, -1)
+
+
+def _auto_augment(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """One of AUTO_AUGMENT's pairs an image; either half with its own probability, and either sign."""
+    uniform, pairs = partial(torch.rand, generator=generator), AUTO_AUGMENT
+    code = torch.tensor([[OPS.index(name) for name, _, _ in pair] for pair in pairs])  # (25, 2)
+    prob, magnitude = (torch.tensor([[half[i] for half in pair] for pair in pairs]) for i in (1, 2))
+    pick = torch.randint(len(pairs), (n,), generator=generator)
+    op = torch.where(uniform(n, 2) < prob[pick], code[pick], -1)
+    return op, magnitude[pick] * 10 / 9 * torch.where(uniform(n, 2) < 0.5, 1, -1)
+
+
+def _jitter(prob: float, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """All four of JITTER in random order, or none."""
+    uniform = partial(torch.rand, generator=generator)
+    order = uniform(n, len(JITTER)).argsort(1)
+    code, most = torch.tensor([OPS.index(name) for name in JITTER]), torch.tensor(list(JITTER.values()))
+    op = torch.where(uniform(n, 1) < prob, code[order], -1)
+    return op, most[order] * (2 * uniform(n, len(JITTER)) - 1)
 
 
 def _propose(n: int, area: tuple, ratio: tuple, limit: float, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -250,6 +323,11 @@ def _posterize(x: Tensor, s: Tensor) -> Tensor:
     return x & (256 - 2**dropped).to(torch.uint8)
 
 
+def _posterize_auto(x: Tensor, s: Tensor) -> Tensor:
+    """AutoAugment's, which keeps 8 to 4 bits; RandAugment's keeps 4 to 0."""
+    return x & (256 - 2 ** (s.abs() * 4).round().int()).to(torch.uint8)
+
+
 def _solarize(x: Tensor, s: Tensor) -> Tensor:
     return torch.where(x < 256 - (s.abs() * 256).to(torch.int16), x, 255 - x)
 
@@ -288,6 +366,21 @@ def _smooth(x: Tensor) -> Tensor:
     return out
 
 
+def _hue(x: Tensor, s: Tensor) -> Tensor:
+    """Turn the hue by s of a tenth of the circle, keeping saturation and value (HSV); three channels only."""
+    if x.shape[1] != 3:
+        return x
+    pixels = x.float()
+    value, low = pixels.amax(1), pixels.amin(1)  # (n, H, W)
+    spread = value - low
+    red, green, blue = (pixels / spread.clamp(min=1)[:, None]).unbind(1)
+    hue = torch.where(value == pixels[:, 1], 2 + blue - red, 4 + red - green)
+    hue = torch.where(value == pixels[:, 0], green - blue, hue) + 0.6 * s[:, 0]  # in sixths of the circle
+    phase = (torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None] + hue[:, None]) % 6  # (n, 3, H, W)
+    fall = torch.minimum(phase, 4 - phase).clamp(0, 1)
+    return (value[:, None] - spread[:, None] * fall + 0.5).clamp_(0, 255).to(torch.uint8)
+
+
 PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "AutoContrast": _autocontrast,
     "Equalize": _equalize,
@@ -299,9 +392,41 @@ PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ContrastIncreasing": lambda x, s: _blend(_flat(x), x, s),
     "BrightnessIncreasing": lambda x, s: _blend(0, x, s),
     "SharpnessIncreasing": lambda x, s: _blend(_smooth(x), x, s),
+    "Posterize": _posterize_auto,
+    "Hue": _hue,
+    "Grey": lambda x, s: _grey(x).to(torch.uint8).expand_as(x),
 }
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
-RAND_AUGMENT = OPS = GEOMETRIC + tuple(PHOTOMETRIC)  # timm's fifteen; `op` counts along this
+OPS = GEOMETRIC + tuple(PHOTOMETRIC)  # `op` counts along this
+RAND_AUGMENT = OPS[:15]  # timm's
+JITTER = {"BrightnessIncreasing": 4 / 0.9, "ContrastIncreasing": 4 / 0.9, "ColorIncreasing": 4 / 0.9, "Hue": 10.0}
+AUTO_AUGMENT = (  # CIFAR-10's: name, probability, magnitude 0..9 (Cubuk et al. 2019); halves in order
+    (("Invert", 0.1, 0), ("ContrastIncreasing", 0.2, 6)),
+    (("Rotate", 0.7, 2), ("TranslateXRel", 0.3, 9)),
+    (("SharpnessIncreasing", 0.8, 1), ("SharpnessIncreasing", 0.9, 3)),
+    (("ShearY", 0.5, 8), ("TranslateYRel", 0.7, 9)),
+    (("AutoContrast", 0.5, 0), ("Equalize", 0.9, 0)),
+    (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
+    (("ColorIncreasing", 0.4, 3), ("BrightnessIncreasing", 0.6, 7)),
+    (("SharpnessIncreasing", 0.3, 9), ("BrightnessIncreasing", 0.7, 9)),
+    (("Equalize", 0.6, 0), ("Equalize", 0.5, 0)),
+    (("ContrastIncreasing", 0.6, 7), ("SharpnessIncreasing", 0.6, 5)),
+    (("ColorIncreasing", 0.7, 7), ("TranslateXRel", 0.5, 8)),
+    (("Equalize", 0.3, 0), ("AutoContrast", 0.4, 0)),
+    (("TranslateYRel", 0.4, 3), ("SharpnessIncreasing", 0.2, 6)),
+    (("BrightnessIncreasing", 0.9, 6), ("ColorIncreasing", 0.2, 8)),
+    (("SolarizeIncreasing", 0.5, 2), ("Invert", 0.0, 0)),
+    (("Equalize", 0.2, 0), ("AutoContrast", 0.6, 0)),
+    (("Equalize", 0.2, 0), ("Equalize", 0.6, 0)),
+    (("ColorIncreasing", 0.9, 9), ("Equalize", 0.6, 0)),
+    (("AutoContrast", 0.8, 0), ("SolarizeIncreasing", 0.2, 8)),
+    (("BrightnessIncreasing", 0.1, 3), ("ColorIncreasing", 0.7, 0)),
+    (("SolarizeIncreasing", 0.4, 5), ("AutoContrast", 0.9, 0)),
+    (("TranslateYRel", 0.9, 9), ("TranslateYRel", 0.7, 9)),
+    (("AutoContrast", 0.9, 0), ("SolarizeIncreasing", 0.8, 3)),
+    (("Equalize", 0.8, 0), ("Invert", 0.1, 0)),
+    (("TranslateYRel", 0.7, 9), ("AutoContrast", 0.9, 0)),
+)
 
 
 def _affine(op: Tensor, s: Tensor) -> Tensor:
@@ -374,12 +499,17 @@ def _sample(policy: Policy, images: Tensor, box: Tensor, affine: Tensor | None) 
 def _erase(out: Tensor, erase: Tensor, seed: Tensor) -> None:
     """Overwrite each image's box, where it has one, with standard normal noise of its own seed, in place."""
     rows = (erase[:, 2] * erase[:, 3]).nonzero()[:, 0]
-    top, left, height, width = erase[rows].to(out.device)[:, :, None].unbind(1)  # (n, 1) each
-    line = torch.arange(out.shape[-1], device=out.device)
-    down, across = (line >= top) & (line < top + height), (line >= left) & (line < left + width)
-    inside = (down[:, :, None] & across[:, None, :])[:, None]  # (n, 1, size, size)
+    inside = _inside(erase[rows].to(out.device), out.shape[-1])
     seed, rows = seed[rows].to(out.device), rows.to(out.device)
     out[rows] = torch.where(inside, _noise(seed, out.shape[1:]), out[rows])
+
+
+def _inside(box: Tensor, size: int) -> Tensor:
+    """(n, 4) top, left, height, width to (n, 1, size, size) bool."""
+    top, left, height, width = box[:, :, None].unbind(1)  # (n, 1) each
+    line = torch.arange(size, device=box.device)
+    down, across = (line >= top) & (line < top + height), (line >= left) & (line < left + width)
+    return (down[:, :, None] & across[:, None, :])[:, None]
 
 
 def _noise(seed: Tensor, shape: torch.Size) -> Tensor:

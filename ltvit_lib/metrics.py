@@ -122,6 +122,47 @@ def evaluate_logits(
     return row
 
 
+def entropy(logits: Tensor, scale: float = 1.0) -> float:
+    """Mean entropy of softmax(scale * logits), in nats: 0 is certain, log C is uniform (DeiT-LT Fig. 3).
+
+    Args:
+        logits: (B, C); minus infinity rules a class out.
+        scale: state it with the number. A cosine classifier's outputs at scale 1 are nearly uniform whatever the
+            teacher knows (2.27 to 2.30 of log 10 = 2.303 in Fig. 3); LDAM trains them at 30.
+
+    Raises:
+        ValueError: no images, NaN, or a scale that is negative or not finite.
+    """
+    if logits.ndim != 2 or not logits.is_floating_point() or not len(logits):
+        raise ValueError(
+            f"logits: expected floating (B, C) with B at least 1, got {logits.dtype} {tuple(logits.shape)}"
+        )
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale: expected a finite number above 0, got {scale}")
+    value = torch.special.entr((scale * logits.detach().double()).softmax(1)).sum(1).mean().item()
+    if math.isnan(value):
+        raise ValueError("logits: a row holds NaN, plus infinity or no finite number; check the model's output")
+    return value
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> float:
+    """Mean of 1 - cos(a_i, b_i) over rows, in 0..2: diversity of the CLS and DIST tokens (DeiT-LT Fig. 4a).
+
+    Args:
+        a, b: (B, D) features of the same images, such as both tokens after the final norm.
+
+    Raises:
+        ValueError: shapes differ, no images, NaN, or a row of zeros.
+    """
+    if a.shape != b.shape or a.ndim != 2 or not a.numel():
+        raise ValueError(f"a, b: expected two (B, D) tensors of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    a, b = a.detach().double(), b.detach().double()
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    if not (norms.isfinite() & (norms > 0)).all():
+        raise ValueError("a, b: a row is all zero or not finite, so it has no direction; check the features")
+    return (1 - (a * b).sum(1) / norms).mean().item()
+
+
 def summarise(values: Sequence[float] | Tensor) -> dict[str, float]:
     """Mean, sample sd, standard error and n over seeds; sd and se are NaN for a single run."""
     numbers = [float(v) for v in values]

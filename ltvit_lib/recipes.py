@@ -228,8 +228,14 @@ DIGITS_DEIT_LT = _add(
     )
 )  # fmt: skip
 
-# Table 5's question, at this scale: what deferred re-weighting adds.
+# Tables 1 and 5 at this scale: what each part adds. DeiT's teacher learns from the student's own, mixed images.
+_add(replace(DIGITS_TEACHER, name="digits_teacher_ldam_drw", sam_rho=0.0))
+_in_distribution = dict(loss="cross_entropy", normed=False, sam_rho=0.0, drw_epoch=None, mixup=0.8, cutmix=1.0)
+_add(replace(DIGITS_TEACHER, name="digits_teacher_in_distribution", **_in_distribution))
+_add(replace(DIGITS_DEIT_LT, name="digits_deit", teacher="digits_teacher_in_distribution", drw_epoch=None))
 _add(replace(DIGITS_DEIT_LT, name="digits_deit_lt_no_drw", drw_epoch=None))
+_add(replace(DIGITS_DEIT_LT, name="digits_deit_lt_sgd", teacher="digits_teacher_ldam_drw"))
+_add(replace(DIGITS_DEIT_LT, name="digits_deit_lt_sgd_no_drw", teacher="digits_teacher_ldam_drw", drw_epoch=None))
 
 # --- laptop ----------------------------------------------------------------------------------------------------
 # Real CIFAR-10-LT, 12,406 images, 96 steps an epoch. The strong policy keeps the frame: a random tenth of a 32 pixel
@@ -255,6 +261,18 @@ LAPTOP_TEACHER = _add(
     )
 )  # fmt: skip
 LAPTOP_DEIT_LT = _add(Distil(name="laptop_deit_lt", teacher="laptop_teacher_ldam_drw_sam", drw_epoch=20, **_laptop))
+
+_add(replace(LAPTOP_TEACHER, name="laptop_teacher_ldam_drw", sam_rho=0.0))
+# DeiT's: as the student, on strong and mixed images; wider, as RegNetY-16GF stands to ResNet-32
+_add(
+    replace(
+        LAPTOP_TEACHER, name="laptop_teacher_in_distribution", width=32, epochs=30, policy="strong",
+        policy_options=_laptop["policy_options"], **_in_distribution,
+    )
+)  # fmt: skip
+_add(replace(LAPTOP_DEIT_LT, name="laptop_deit", teacher="laptop_teacher_in_distribution", drw_epoch=None))
+_add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_no_drw", drw_epoch=None))
+_add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_sgd", teacher="laptop_teacher_ldam_drw"))
 
 # --- the papers ------------------------------------------------------------------------------------------------
 

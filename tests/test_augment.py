@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import timm.data.auto_augment as timm_augment
 import torch
+import torchvision
 import torchvision.transforms.functional as vision
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
+from torchvision.transforms.autoaugment import _apply_op
 
 GREY = (128 / 255,) * 3  # a whole grey level, so that Pillow's fill equals the mean
 PLAIN = ((0.0,) * 3, (1.0,) * 3)  # normalisation that leaves pixels / 255
@@ -70,7 +72,7 @@ def test_the_fifteen_operations_are_timms():
     assert len(augment.RAND_AUGMENT) == 15
 
 
-@pytest.mark.parametrize("name", sorted(augment.PHOTOMETRIC))
+@pytest.mark.parametrize("name", sorted(set(augment.RAND_AUGMENT) - set(augment.GEOMETRIC)))
 @pytest.mark.parametrize("channels", [3, 1])
 def test_photometric_operations_are_pillows(name, channels, monkeypatch):
     """Equal, but for a truncation that falls on a whole number: at most one grey level, in 1 % of pixels."""
@@ -97,6 +99,40 @@ def test_geometric_operations_are_pillows(name, monkeypatch):
         gap = (out - theirs).abs()
         assert gap.mean() < mean_gap, (name, signed, mode, gap.mean())
         assert mode == "bicubic" or gap.max() < 1.01, (name, signed, gap.max())
+
+
+def test_autoaugment_is_torchvisions():
+    """The 25 pairs, their probabilities and their magnitudes: pixel by pixel, but that it shifts by whole pixels."""
+    theirs = torchvision.transforms.AutoAugment(torchvision.transforms.AutoAugmentPolicy.CIFAR10)
+    space = theirs._augmentation_space(10, (32, 32))
+    images, halves = pictures(3), itertools.chain(*augment.AUTO_AUGMENT)
+    assert len(augment.AUTO_AUGMENT) == len(theirs.policies) == 25
+    for (name, prob, magnitude), (other, other_prob, index) in zip(
+        halves, itertools.chain(*theirs.policies), strict=True
+    ):
+        assert name.startswith(other) and prob == other_prob and magnitude == (index or 0)
+        argument = float(space[other][0][magnitude]) if index is not None else 0.0
+        if other.startswith("Translate"):
+            shift = augment._affine(torch.tensor([[augment.OPS.index(name)]]), torch.tensor([[magnitude / 9]]))
+            assert shift[0, 0, :, 2].max() * 16 == pytest.approx(argument, rel=0.01)  # .45 here, 150 / 331 there
+            continue
+        policy = augment.Policy(32, GREY, (1.0,) * 3, flip=0.0, ops=(name,), num_ops=1)
+        out = levels(augment.apply(policy, images, asked((name,), (magnitude * 10 / 9,), 3))) + 128
+        pillow = [_apply_op(to_pil(image), other, argument, Image.Resampling.BILINEAR, [128] * 3) for image in images]
+        gap = (out - torch.stack([vision.pil_to_tensor(image) for image in pillow])).abs()
+        assert (gap > 1.01).float().mean() < (0.01 if other == "Solarize" else 1e-9), (name, magnitude)  # 256 for 255
+
+
+def test_hue_is_torchvisions():
+    images = torch.cat([pictures(8), torch.full((1, 3, 32, 32), 77, dtype=torch.uint8)])
+    policy = augment.Policy(32, *PLAIN, flip=0.0, ops=("Hue",), num_ops=1)
+    for signed in (-10.0, -3.3, 0.0, 6.1, 10.0):
+        out = levels(augment.apply(policy, images, asked(("Hue",), (signed,), 9)))
+        assert (out - vision.adjust_hue(images, signed / 100)).abs().max() < 1.01
+    grey = augment.Policy(32, *PLAIN, flip=0.0, ops=("Grey",), num_ops=1)
+    out = levels(augment.apply(grey, images, asked(("Grey",), (0.0,), 9)))
+    theirs = torch.stack([vision.pil_to_tensor(to_pil(image).convert("L")).expand(3, -1, -1) for image in images])
+    assert torch.allclose(out, theirs.float(), atol=1e-3)
 
 
 def test_two_maps_compose_in_timms_order(monkeypatch):
@@ -157,6 +193,41 @@ def test_operations_and_levels_are_drawn_as_timm_draws_them():
     assert abs((op[both][:, 0] == op[both][:, 1]).float().mean() - 1 / 15) < 0.012  # with replacement
 
 
+def test_autoaugments_halves_are_drawn_with_their_own_probability():
+    n, codes = 50_000, [[augment.OPS.index(half[0]) for half in pair] for pair in augment.AUTO_AUGMENT]
+    policy = augment.Policy(32, *PLAIN, auto=True)
+    params = augment.draw(policy, n, torch.Generator().manual_seed(5))
+    op, level = params["op"], params["level"]
+    for slot in (0, 1):
+        expected = torch.zeros(len(augment.OPS))
+        for pair, code in zip(augment.AUTO_AUGMENT, codes, strict=True):
+            expected[code[slot]] += pair[slot][1] / 25
+        drawn = torch.bincount(op[:, slot][op[:, slot] >= 0], minlength=len(augment.OPS)) / n
+        assert (drawn - expected).abs().max() < 4.5 * math.sqrt(expected.max() / n)
+    possible = {
+        tuple(o if p else -1 for o, p in zip(c, kept)) for c in codes for kept in itertools.product((0, 1), (0, 1))
+    }
+    assert {tuple(row) for row in op.tolist()} <= possible  # never halves of two pairs
+    assert abs((level > 0).float().mean() / (level != 0).float().mean() - 0.5) < 0.01
+
+
+def test_the_keys_colours_are_simclrs():
+    """Factors of .6 to 1.4 and a tenth of the circle, in any order, for 80 %; then 20 % grey."""
+    n, policy = 20_000, augment.paco_key(32, *PLAIN)
+    params = augment.draw(policy, n, torch.Generator().manual_seed(6))
+    op, level = params["op"], params["level"]
+    jittered, first = (op[:, :4] >= 0).all(1), augment.OPS.index("BrightnessIncreasing")
+    assert torch.equal(jittered, (op[:, :4] >= 0).any(1)) and abs(jittered.float().mean() - 0.8) < 0.012
+    assert abs((op[:, 4] == augment.OPS.index("Grey")).float().mean() - 0.2) < 0.012
+    assert (op[jittered, :4].sort(1).values == op[jittered][0, :4].sort().values).all()  # each once
+    for place in range(4):
+        assert abs((op[jittered, place] == first).float().mean() - 0.25) < 0.015
+    for name, most in (("ColorIncreasing", 0.4), ("Hue", 1.0)):
+        drawn = level[op == augment.OPS.index(name)] / 10 * (1 if name == "Hue" else 0.9)
+        assert abs(drawn.abs().max() - most) < 1e-3 and abs(drawn.mean()) < 0.02 * most
+        assert abs(drawn.std() - most / math.sqrt(3)) < 0.02 * most
+
+
 def test_crops_have_torchvisions_scale_and_ratio():
     n, policy = 20_000, augment.Policy(32, *PLAIN, crop="resized")
     box = augment.draw(policy, n, torch.Generator().manual_seed(2))["box"]
@@ -193,7 +264,7 @@ def test_drawing_is_the_generators_and_leaves_the_global_state_alone():
 
 
 @pytest.mark.parametrize("source, size, channels", [(32, 32, 3), (29, 23, 3), (8, 8, 1), (32, 40, 3)])
-@pytest.mark.parametrize("make", ["strong", "weak", "mgp", "geometric"])
+@pytest.mark.parametrize("make", ["strong", "weak", "mgp", "geometric", "paco_query", "paco_key"])
 def test_slices_give_the_same_bits(make, source, size, channels):
     images = pictures(37, source, channels)
     policy = getattr(augment, make)(size, (0.4,) * channels, (0.2,) * channels)
@@ -313,6 +384,18 @@ def test_noise_has_no_pattern():
         assert abs(np.corrcoef(a.flatten(), b.flatten())[0, 1]) < 0.035
 
 
+def test_cutout_is_black_before_normalisation_and_cut_off_at_the_border():
+    images, mean, std = torch.full((3000, 3, 32, 32), 255, dtype=torch.uint8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    out, params = run(augment.Policy(32, mean, std, flip=0.0, cutout=16), images)
+    black = torch.isclose(out, -torch.tensor(mean)[:, None, None] / torch.tensor(std)[:, None, None])
+    top, left, height, width = params["cutout"].unbind(1)
+    assert torch.equal(black.sum((2, 3)), (height * width)[:, None].expand(-1, 3))
+    assert 8 == height.min() and height.max() == 16 and (top + height <= 32).all() and (left + width <= 32).all()
+    inside = (height == 16) & (width == 16)  # centres 8 to 24 of 0 to 31, both ways
+    assert abs(inside.float().mean() - (17 / 32) ** 2) < 0.04
+    assert abs(black.float().mean() - (14 / 32) ** 2) < 0.01  # a side keeps (2 x (8 + ... + 15) - 8 + ...) / 32 = 14
+
+
 # Evaluation, policies, errors
 
 
@@ -334,6 +417,23 @@ def test_the_papers_policies():
     assert augment.weak(32, *PLAIN).crop == "padded" and augment.weak(32, *PLAIN).pad == 4
     assert augment.mgp(224, *PLAIN).scale == (0.2, 1.0) and not augment.mgp(224, *PLAIN).ops
     assert augment.geometric(8, (0.3,), (0.3,)).flip == 0
+    query, key = augment.paco_query(32, *PLAIN), augment.paco_key(32, *PLAIN)
+    assert (query.crop, query.auto, query.cutout, query.ops, query.jitter, query.erase) == (
+        "padded",
+        True,
+        16,
+        (),
+        0,
+        0,
+    )
+    assert (key.crop, key.scale, key.jitter, key.grey, key.auto, key.cutout) == (
+        "resized",
+        (0.2, 1.0),
+        0.8,
+        0.2,
+        False,
+        0,
+    )
     with pytest.raises(TypeError):
         augment.weak(32, *PLAIN, padding=2)
 
@@ -355,6 +455,8 @@ def test_the_papers_policies():
         ({"interpolation": "nearest"}, "bilinear or bicubic"),
         ({"flip": 1.5}, "flip is 1.5"),
         ({"erase": -0.1}, "probability"),
+        ({"jitter": 2.0}, "jitter is 2.0"),
+        ({"cutout": -16}, "0 or more pixels"),
     ],
 )
 def test_a_wrong_policy_names_the_fix(wrong, fix):

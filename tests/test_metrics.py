@@ -7,6 +7,7 @@ from ltvit_lib import longtail, metrics
 
 import pytest
 import torch
+from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
@@ -149,6 +150,44 @@ def test_other_mistakes_are_refused():
         metrics.shot_accuracy(PREDICTED, TARGET, [4, 3, 2, 1], longtail.index_groups(5, (1, 2)))
     with pytest.raises(ValueError, match="values"):
         metrics.summarise([])
+
+
+def test_entropy_by_hand():
+    assert metrics.entropy(torch.zeros(3, 10)) == pytest.approx(math.log(10))
+    assert metrics.entropy(torch.eye(4), scale=1e4) == 0  # certain
+    two = torch.tensor([[5.0, 5.0, -math.inf], [0.0, 0.0, 0.0]])  # log 2 and log 3
+    assert metrics.entropy(two) == pytest.approx((math.log(2) + math.log(3)) / 2)
+    cosines = torch.tensor([[0.5] + [0.0] * 9])  # a sure teacher looks flat at scale 1: the reading of Fig. 3
+    top = math.exp(0.5) / (math.exp(0.5) + 9)
+    assert metrics.entropy(cosines) == pytest.approx(-top * math.log(top) - (1 - top) * math.log((1 - top) / 9))
+    assert metrics.entropy(cosines) == pytest.approx(2.288, abs=5e-4)
+    assert metrics.entropy(cosines, scale=30) < 1e-4
+
+
+def test_entropy_ignores_a_shift_and_scale_multiplies_the_logits(rng):
+    logits = torch.randn(50, 7, generator=rng)
+    assert metrics.entropy(logits + 100, 3) == pytest.approx(metrics.entropy(3 * logits), rel=1e-5)
+    found = [metrics.entropy(logits, scale) for scale in (0.1, 1, 10)]
+    assert math.log(7) > found[0] > found[1] > found[2] > 0
+
+
+def test_cosine_distance_by_hand():
+    a = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
+    b = torch.tensor([[5.0, 0.0], [0.0, 0.1], [0.0, -1.0], [1.0, 0.0]])
+    assert metrics.cosine_distance(a, b) == pytest.approx((0 + 1 + 2 + 1 - 0.5**0.5) / 4)
+    assert metrics.cosine_distance(a, 9 * a) == pytest.approx(0, abs=1e-12)
+    assert metrics.cosine_distance(a, b) == metrics.cosine_distance(b, a)
+
+
+def test_entropy_and_cosine_distance_refuse_bad_input():
+    good = torch.ones(2, 3)
+    for wrong in (good * math.nan, good * math.inf, good * -math.inf, good[:0], good[0], good.long()):
+        refused(lambda wrong=wrong: metrics.entropy(wrong), "^logits: ")
+    for scale in (0, -1, math.nan, math.inf):
+        refused(lambda scale=scale: metrics.entropy(good, scale), "^scale: ")
+    for wrong in (good * math.nan, good * math.inf, good * 0, good[:, :2], good[:1]):
+        refused(lambda wrong=wrong: metrics.cosine_distance(good, wrong), "^a, b: ")
+    refused(lambda: metrics.cosine_distance(good[:0], good[:0]), "^a, b: ")
 
 
 @modest

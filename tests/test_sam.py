@@ -1,10 +1,13 @@
 """Sharpness-aware ascent: exact on a quadratic, and it leaves no trace on the weights."""
 
-from ltvit_lib.sam import ascended, sharpness
+from ltvit_lib.sam import ascended, sharpness, top_eigenvalue
 
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import refused
 from torch import nn
+from torch.func import functional_call, hessian
 
 A = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
 
@@ -109,3 +112,83 @@ def test_a_bad_rho_is_refused(rho):
 def test_without_gradients_it_says_to_call_backward():
     with pytest.raises(ValueError, match="call backward"), ascended([nn.Parameter(torch.ones(2))], 0.1):
         pass
+
+
+# --- the largest Hessian eigenvalue ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spectrum, top", [([7.0, 2.0, 0.5, 0.0], 7.0), ([3.0, 1.0, -5.0, 0.2], -5.0)])
+def test_top_eigenvalue_of_a_known_spectrum(rng, spectrum, top):
+    """In one parameter or cut into two; the largest in magnitude, with its sign."""
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=rng))[0]
+    matrix = turn @ torch.diag(torch.tensor(spectrum)) @ turn.T
+    w = nn.Parameter(torch.randn(4, generator=rng))
+    assert top_eigenvalue(lambda: 0.5 * w @ matrix @ w, [w], tolerance=1e-7) == pytest.approx(top, rel=1e-4)
+    a, b = (nn.Parameter(part.clone()) for part in w.detach().split((1, 3)))
+
+    def loss():
+        joined = torch.cat([a, b])
+        return 0.5 * joined @ matrix @ joined
+
+    assert top_eigenvalue(loss, [a, b], tolerance=1e-7) == pytest.approx(top, rel=1e-4)
+    assert top_eigenvalue(lambda: 3 * loss() + a.sum(), [a, b], tolerance=1e-7) == pytest.approx(3 * top, rel=1e-4)
+    assert a.grad is None and b.grad is None
+
+
+def _dense_hessian(model, loss, names):
+    """The full Hessian over the named parameters, flattened."""
+    fixed = {k: v.detach() for k, v in model.named_parameters()}
+    shapes = [fixed[n].shape for n in names]
+    start = torch.cat([fixed[n].flatten() for n in names])
+
+    def at(flat):
+        parts = flat.split([s.numel() for s in shapes])
+        moved = {n: p.view(s) for n, p, s in zip(names, parts, shapes)}
+        return loss(lambda x: functional_call(model, fixed | moved, (x,)))
+
+    return hessian(at)(start)
+
+
+def test_top_eigenvalue_of_a_tiny_network_is_that_of_its_full_hessian(rng):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(20, 4, generator=rng).double(), torch.randint(3, (20,), generator=rng)
+    values = torch.linalg.eigvalsh(
+        _dense_hessian(model, lambda f: F.cross_entropy(f(x), y), [n for n, _ in model.named_parameters()])
+    )
+    expected = values[values.abs().argmax()].item()
+    for seed in (0, 1):  # wherever it starts
+        found = top_eigenvalue(lambda: F.cross_entropy(model(x), y), model.parameters(), 1000, 1e-9, seed)
+        assert found == pytest.approx(expected, rel=1e-5)
+    unused = nn.Parameter(torch.ones(2))
+    found = top_eigenvalue(lambda: F.cross_entropy(model(x), y), [unused, *model.parameters()], 1000, 1e-9)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_vit_with_fused_attention_can_be_measured(tiny_vit, rng):
+    x, y = torch.randn(6, 3, 16, 16, generator=rng), torch.randint(5, (6,), generator=rng)
+    assert tiny_vit.blocks[0].attn.fused_attn
+    name = "blocks.0.attn.qkv.bias"
+    found = top_eigenvalue(lambda: F.cross_entropy(tiny_vit(x), y), [tiny_vit.get_parameter(name)], 500, 1e-6)
+    for block in tiny_vit.blocks:
+        block.attn.fused_attn = False
+    values = torch.linalg.eigvalsh(_dense_hessian(tiny_vit, lambda f: F.cross_entropy(f(x), y), [name]))
+    assert found == pytest.approx(values[values.abs().argmax()].item(), rel=1e-3)
+
+
+def test_flat_losses_and_unfinished_iterations():
+    w = nn.Parameter(torch.tensor([0.7, -1.3]))
+    assert top_eigenvalue(lambda: (2 * w).sum(), [w]) == 0
+    assert top_eigenvalue(lambda: (w - w.detach()).pow(4).sum(), [w]) == 0
+    with pytest.warns(UserWarning, match="iteration 2"):
+        found = top_eigenvalue(lambda: quadratic(w), [w], iterations=2, tolerance=0)
+    assert 0 < found <= torch.linalg.eigvalsh(A)[-1] * (1 + 1e-6)
+
+
+def test_top_eigenvalue_refuses_what_has_none():
+    w, other = nn.Parameter(torch.tensor([0.7, -1.3])), nn.Parameter(torch.ones(1))
+    refused(lambda: top_eigenvalue(lambda: quadratic(w.detach()), [w]), "^loss: ", "gradients on")
+    refused(lambda: top_eigenvalue(lambda: quadratic(w), [other]), "^loss: ")
+    refused(lambda: top_eigenvalue(lambda: quadratic(w), []), "^loss: ")
+    refused(lambda: top_eigenvalue(lambda: quadratic(w) * torch.inf, [w]), "^loss: ", "not finite")
+    refused(lambda: top_eigenvalue(lambda: quadratic(w), [w], iterations=0), "^iterations: ")
