@@ -1,4 +1,4 @@
-"""What is learnt from a batch: the four kinds of run, and the batches that they are given.
+"""What is learnt from a batch: the five kinds of run, and the batches that they are given.
 
 A `Job` builds its model and gives the terms of its loss; `make_batches` augments and mixes. An *effective* batch is
 cut into micro-batches, over devices and accumulation steps: its random numbers are drawn for the whole, each piece
@@ -17,7 +17,8 @@ from ltvit_lib import augment, losses, models, recipes
 from ltvit_lib.data import STATISTICS, Images, Split
 from ltvit_lib.longtail import drw_weights, prior
 from ltvit_lib.mae import MaskedAutoencoder
-from ltvit_lib.recipes import Distil, Finetune, Pretrain, Recipe, Teacher
+from ltvit_lib.paco import PaCo, paco_loss, plain_weights
+from ltvit_lib.recipes import Contrast, Distil, Finetune, Pretrain, Recipe, Teacher
 from ltvit_lib.runs import Run
 
 import numpy as np
@@ -58,10 +59,12 @@ class Batch:
     target: Tensor  # (b,) hard or (b, C) soft
     noise: Tensor | None = None  # (b, N) of the mask
     answers: Tensor | None = None  # (b,) the teacher's
+    second_view: Tensor | None = None  # (b, channels, S, S) for PaCo
+    keys: Tensor | None = None  # (b, d) of the second view, made once a step
     mass: dict[str, Tensor] = field(default_factory=dict)  # what the mean of each term of the loss divided by
 
 
-# --- the four kinds --------------------------------------------------------------------------------------------
+# --- the five kinds --------------------------------------------------------------------------------------------
 
 
 class Job(ABC):
@@ -103,6 +106,9 @@ class Job(ABC):
     def prepare(self, batch: Batch) -> None:
         """Fills in what the loss needs beside images and targets, and the mass of each of its terms."""
         batch.mass = {"loss": _mass(batch.labels)}
+
+    def finish_step(self, model: nn.Module, batches: list[Batch]) -> None:  # noqa: B027, a hook that few need
+        """What follows the optimiser's step; here: nothing."""
 
     @abstractmethod
     def terms(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -199,6 +205,35 @@ class FinetuneJob(Job):
         return {"loss": self.loss(logits, batch, **options)}, _right(logits, batch.labels)
 
 
+class ContrastJob(FinetuneJob):
+    """PaCo: keys are made once a step, so both passes of SAM see the same; the queue follows after the step."""
+
+    def __init__(self, recipe: Contrast, split: Split, device: torch.device, teacher: Run | None = None):
+        super().__init__(recipe, split, device)
+        self.key_policy = recipes.POLICIES[recipe.key_policy](recipe.image_size, self.mean, self.std)
+        self.prior = prior(split.counts).float().to(device)
+
+    def build(self) -> nn.Module:
+        r = self.recipe
+        return PaCo(super().build(), r.projection, r.queue_size, r.key_momentum)
+
+    def terms(self, model, batch):
+        inner = getattr(model, "module", model)
+        if batch.keys is None:
+            batch.keys = inner.encode_keys(batch.second_view)
+        logits, query = model(batch.images)
+        contrast, contrast_labels = inner.contrast(batch.keys, batch.labels)
+        loss = paco_loss(
+            logits, query, contrast, batch.labels, contrast_labels, self.prior,
+            alpha=self.recipe.sample_weight, temperature=self.recipe.temperature,
+        )  # fmt: skip
+        return {"loss": loss}, _right(logits, batch.labels)
+
+    def finish_step(self, model, batches):
+        inner = getattr(model, "module", model)
+        inner.update(torch.cat([b.keys for b in batches]), torch.cat([b.labels for b in batches]))
+
+
 class DistilJob(FinetuneJob):
     """DeiT-LT: the teacher answers for the student's own images, at its resolution and with its normalisation."""
 
@@ -211,8 +246,7 @@ class DistilJob(FinetuneJob):
                 "seed and evaluate_on"
             )
         maker = FinetuneJob(teacher.recipe, split, device)
-        self.teacher = maker.build().to(device).eval().requires_grad_(False)
-        models.load_weights(self.teacher, teacher.path)
+        self.teacher = trained(teacher, maker).to(device).eval().requires_grad_(False)
         self.teacher_size = teacher.recipe.image_size
         scales = (self.mean, self.std, maker.mean, maker.std)
         self.scales = [torch.tensor(v, device=device).view(1, -1, 1, 1) for v in scales]
@@ -249,7 +283,19 @@ class DistilJob(FinetuneJob):
         return {"cls": (1 - alpha) * on_cls, "dist": alpha * on_dist}, _right(cls + dist, batch.labels)
 
 
-JOBS = {Pretrain.kind: PretrainJob, Finetune.kind: FinetuneJob, Teacher.kind: FinetuneJob, Distil.kind: DistilJob}
+JOBS = {
+    Pretrain.kind: PretrainJob, Finetune.kind: FinetuneJob, Teacher.kind: FinetuneJob, Contrast.kind: ContrastJob,
+    Distil.kind: DistilJob,
+}  # fmt: skip
+
+
+def trained(run: Run, job: Job) -> nn.Module:
+    """A finished run's network, from a job that builds it; of a PaCo run the CNN alone, which a plain job builds."""
+    model, weights = job.build(), models.read_weights(run.path)
+    if isinstance(run.recipe, Contrast):
+        weights = plain_weights(weights)
+    models.load_weights(model, weights, where=run.path)
+    return model
 
 
 def _with_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,6 +350,7 @@ def make_batches(job: Job, pixels: Images, chosen: Tensor, seeds: tuple, pieces:
     """
     generator = stream(*seeds)
     draws = augment.draw(job.policy, len(chosen), generator)
+    second = augment.draw(job.key_policy, len(chosen), generator) if isinstance(job, ContrastJob) else None
     noise = None
     if isinstance(job, PretrainJob):
         patches = (job.recipe.image_size // models.patch_size(job.recipe.model)) ** 2
@@ -319,6 +366,9 @@ def make_batches(job: Job, pixels: Images, chosen: Tensor, seeds: tuple, pieces:
         elif isinstance(job, FinetuneJob):
             target = job.smoothed(labels)
         batch = Batch(images, labels, target, None if noise is None else noise[piece].to(job.device))
+        if second is not None:
+            views = {k: v[piece] for k, v in second.items()}
+            batch.second_view = augment.apply(job.key_policy, pixels.images[index], views)
         job.prepare(batch)
         batches.append(batch)
     return batches

@@ -34,7 +34,7 @@ def create_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_
 
     cosine: by step; linear warm-up, then half a cosine to `min_lr`, both scaled by the layer decay. `warmup_prefix`
     lets the cosine start after the warm-up (MAE, LiVT), otherwise it starts at step 0 (DeiT).
-    step: by epoch; lr (e + 1) / w while warming up, then x 0.01 at each of `lr_steps` (LDAM-DRW, Saddle-LongTail).
+    step: by epoch; lr (e + 1) / w while warming up, then x `lr_factor` at each of `lr_steps` (LDAM-DRW).
     """
     if recipe.schedule == "cosine":
         total, warmup = recipe.epochs * steps_per_epoch, round(recipe.warmup_epochs * steps_per_epoch)
@@ -51,7 +51,7 @@ def create_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_
     return MultiStepLRScheduler(
         optimizer,
         decay_t=[round(share * recipe.epochs) + 1 for share in recipe.lr_steps],  # timm applies m at epoch m - 1
-        decay_rate=0.01,
+        decay_rate=recipe.lr_factor,
         warmup_t=warmup - 1,
         warmup_lr_init=recipe.learning_rate / warmup,
         warmup_prefix=False,

@@ -158,7 +158,7 @@ class Run:
 
 def recipe_from(fields: dict) -> Recipe:
     """Rebuilds a recipe from its JSON; fields that it lacks, being younger than it, get their defaults."""
-    kinds = {k.kind: k for k in (recipes.Pretrain, recipes.Finetune, recipes.Teacher, recipes.Distil)}
+    kinds = {k.kind: k for k in (recipes.Pretrain, recipes.Finetune, recipes.Teacher, recipes.Contrast, recipes.Distil)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != "kind"}
     return kinds[fields["kind"]](**values)
 

@@ -1,4 +1,4 @@
-"""One `fit` for the four kinds of run: masked pre-training, fine-tuning, CNN teacher, distillation.
+"""One `fit` for all kinds of run: masked pre-training, fine-tuning, CNN teachers (LDAM, PaCo), distillation.
 
 A step works on an *effective* batch, whatever the number of devices and accumulation steps (`ltvit_lib.jobs`). Random
 streams derive from (seed, epoch, step), so a resumed run equals the uninterrupted one.
@@ -14,9 +14,20 @@ from pathlib import Path
 
 from ltvit_lib import augment, metrics, models, optim, recipes, runs
 from ltvit_lib.data import Images, Split, load
-from ltvit_lib.jobs import JOBS, Batch, FinetuneJob, Job, PretrainJob, epoch_order, make_batches, parts, random_seed
+from ltvit_lib.jobs import (
+    JOBS,
+    Batch,
+    FinetuneJob,
+    Job,
+    PretrainJob,
+    epoch_order,
+    make_batches,
+    parts,
+    random_seed,
+    trained,
+)
 from ltvit_lib.jobs import stream as stream
-from ltvit_lib.recipes import Finetune, Pretrain, Recipe
+from ltvit_lib.recipes import Contrast, Finetune, Pretrain, Recipe
 from ltvit_lib.runs import Run
 from ltvit_lib.sam import ascended
 
@@ -138,8 +149,9 @@ def _pieces(recipe: Recipe, accelerator: Accelerator, images: int) -> list[Tenso
         raise ValueError(f"batch_size {whole} is not a multiple of {world} devices x micro_batch {micro}")
     if micro % 2 and (getattr(recipe, "mixup", 0) > 0 or getattr(recipe, "cutmix", 0) > 0):
         raise ValueError(f"mixup pairs images, but a micro-batch has {micro}: make it even")
-    if micro < whole and getattr(recipe, "loss", "") == "lade":
-        raise ValueError("lade compares the images of a whole batch: train on one device, without micro_batch")
+    if micro < whole and (getattr(recipe, "loss", "") == "lade" or isinstance(recipe, Contrast)):
+        what = "PaCo" if isinstance(recipe, Contrast) else "lade"
+        raise ValueError(f"{what} compares the images of a whole batch: train on one device, without micro_batch")
     every = parts(whole, whole // micro)
     share = len(every) // world
     return every[accelerator.process_index * share :][:share]
@@ -207,6 +219,7 @@ def _step(job: Job, model, optimizer, batches: list[Batch], accelerator) -> Tens
         with ascended(model.parameters(), job.recipe.sam_rho):
             passes()
     optimizer.step()
+    job.finish_step(model, batches)
     return values
 
 
@@ -340,6 +353,4 @@ def build(run: Run, split: Split | None = None) -> tuple[nn.Module, Split]:
     """The trained model of a run, in eval mode on the CPU, and its data (or `split`, which spares loading it)."""
     recipe, split = run.recipe, load_split(run.recipe, run.seed, split)
     job = PretrainJob if isinstance(recipe, Pretrain) else FinetuneJob  # a student needs no teacher any more
-    model = job(recipe, split, torch.device("cpu")).build()
-    models.load_weights(model, run.path)
-    return model.eval(), split
+    return trained(run, job(recipe, split, torch.device("cpu"))).eval(), split

@@ -255,7 +255,7 @@ def test_a_second_stage_moves_its_part_of_the_classifier_and_nothing_else(digits
 def test_a_second_stage_asks_for_what_it_needs(digits, classifier, tmp_path):
     with pytest.raises(ValueError, match="name its recipe as init"):
         recipes.get("digits_mgp_crt", init=None)
-    with pytest.raises(ValueError, match="a student learns as a whole"):
+    with pytest.raises(ValueError, match="a distil run learns as a whole"):
         recipes.get("digits_deit_lt", trains="classifier", init="digits_vit_ce")
     with pytest.raises(ValueError, match="needs a linear classifier"):
         jobs.FinetuneJob(dataclasses.replace(TEACHER, trains="scale"), digits, CPU).build()
@@ -295,3 +295,78 @@ def test_class_weights_reach_the_losses_that_take_them(digits):
 def test_statistics_must_fit_the_images(digits):
     with pytest.raises(ValueError, match="normalise='imagenet' has 3 channels, the images 1"):
         jobs.FinetuneJob(recipes.get("digits_vit_ce", normalise="imagenet"), digits, CPU)
+
+
+# --- PaCo ------------------------------------------------------------------------------------------------------
+
+CONTRAST = recipes.get(
+    "digits_teacher_paco_sam", model="resnet8_cifar", width=4, batch_size=16, queue_size=32, epochs=2, warmup_epochs=0.0
+)
+
+
+def test_keys_and_queue_move_once_a_step_whatever_the_passes(colours):
+    """SAM runs the forward pass twice: the keys are made in the first, the queue takes them after the step."""
+    job = jobs.ContrastJob(CONTRAST, colours, CPU)
+    model = job.build().train()
+    (batch,) = one_batch(job, colours)
+    assert batch.second_view.shape == batch.images.shape
+    assert not torch.equal(batch.second_view, batch.images)
+    queue, key_encoder = model.queue.clone(), model.key_encoder.conv1.weight.clone()
+    job.terms(model, batch)[0]["loss"].backward()
+    keys = batch.keys.clone()
+    job.terms(model, batch)
+    assert torch.equal(batch.keys, keys)
+    assert torch.equal(model.queue, queue)
+    job.finish_step(model, [batch])
+    assert torch.equal(model.queue[:16], keys)
+    assert torch.equal(model.queue[16:], queue[16:])
+    assert torch.equal(model.queue_labels[:16], batch.labels)
+    torch.testing.assert_close(model.key_encoder.conv1.weight, key_encoder)  # the query encoder has not moved
+
+
+def test_a_paco_teacher_trains_resumes_and_teaches(colours, tmp_path):
+    """One run in two parts equals one in a piece; the student's teacher is the plain CNN of it."""
+    whole = train.fit(CONTRAST, tmp_path / "whole", data=colours, progress=False, save_seconds=0)
+    longer = dataclasses.replace(CONTRAST, name="half")
+
+    class Stop(Exception):
+        pass
+
+    def stop(job, epoch, original=jobs.ContrastJob.start_epoch):
+        if epoch == 1:
+            raise Stop
+        original(job, epoch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs.ContrastJob, "start_epoch", stop)
+        with pytest.raises(Stop):
+            train.fit(longer, tmp_path / "parts", data=colours, progress=False, save_seconds=0)
+    parts = train.fit(longer, tmp_path / "parts", data=colours, progress=False)
+    a, b = (models.read_weights(run.path) for run in (whole, parts))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert (a["queue_labels"] >= 0).all()
+    plain, _ = train.build(whole, colours)
+    assert isinstance(plain, models.CifarResNet)
+    student = jobs.DistilJob(STUDENT, colours, CPU, whole)
+    images = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(student.teacher(images), plain(images))
+    torch.testing.assert_close(whole.logits()["cls"].argmax(1), _evaluated(plain, colours).argmax(1))
+
+
+def _evaluated(model: nn.Module, split: data.Split) -> torch.Tensor:
+    return train.predict_logits(model, split.test, CONTRAST, split.mean, split.std)["cls"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(queue_size=100), "queue_size must be a multiple of batch_size"),
+        (dict(mixup=0.8), "PaCo takes hard labels"),
+        (dict(micro_batch=8), "PaCo compares the images of a whole batch"),
+        (dict(key_policy="week"), "no key_policy 'week' .did you mean 'weak'"),
+        (dict(trains="classifier", init="digits_vit_ce"), "a contrast run learns as a whole"),
+    ],
+)
+def test_a_contrast_recipe_that_cannot_run_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        recipes.override(CONTRAST, **changes)
