@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ltvit_lib import augment, losses, models, recipes
+from ltvit_lib import augment, losses, metrics, models, recipes
 from ltvit_lib.data import STATISTICS, Images, Split
 from ltvit_lib.longtail import drw_weights, prior
 from ltvit_lib.mae import MaskedAutoencoder
@@ -74,6 +74,8 @@ class Job(ABC):
         self.recipe, self.split, self.device = recipe, split, device
         self.num_classes, self.channels = len(split.classes), split.train.images.shape[1]
         self.mean, self.std = STATISTICS["imagenet"] if recipe.normalise == "imagenet" else (split.mean, split.std)
+        if recipe.layer_scale is not None and not models.patch_size(recipe.model):
+            raise ValueError(f"layer_scale belongs to a ViT, not to {recipe.model}: leave it at None")
         if len(self.mean) != self.channels:
             raise ValueError(
                 f"normalise={recipe.normalise!r} has {len(self.mean)} channels, the images {self.channels}"
@@ -81,6 +83,7 @@ class Job(ABC):
         policy = recipes.POLICIES[recipe.policy]
         self.policy = policy(recipe.image_size, self.mean, self.std, **recipe.policy_options)
         self.mix: Mixup | None = None  # of this epoch
+        self.sam_rho = 0.0  # of this epoch
 
     def build(self) -> nn.Module:
         """A fresh model."""
@@ -90,6 +93,7 @@ class Job(ABC):
             return models.create(recipe.model, **options)
         if models.patch_size(recipe.model):
             options["img_size"] = recipe.image_size
+            options |= {} if recipe.layer_scale is None else {"init_values": recipe.layer_scale}
             if "distilled" not in recipe.model:
                 # LiVT: average pooling with its own norm; while pre-training the norm belongs to the encoder
                 options["global_pool"] = "token" if isinstance(recipe, Pretrain) else "avg"
@@ -109,6 +113,10 @@ class Job(ABC):
 
     def finish_step(self, model: nn.Module, batches: list[Batch]) -> None:  # noqa: B027, a hook that few need
         """What follows the optimiser's step; here: nothing."""
+
+    def end_epoch(self, model: nn.Module) -> dict[str, float]:
+        """Further columns of metrics.csv; here: none."""
+        return {}
 
     @abstractmethod
     def terms(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -177,6 +185,8 @@ class FinetuneJob(Job):
         deferred = start is not None and epoch >= start
         self.weight = drw_weights(self.counts, epoch, start, getattr(recipe, "beta", 0.9999)) if deferred else None
         self.smoothing = recipe.smoothing
+        rho = getattr(recipe, "sam_rho", 0.0)
+        self.sam_rho = rho[sum(epoch >= e for e in recipe.sam_epochs)] if isinstance(rho, tuple) else rho
         smoothing = dict(label_smoothing=recipe.smoothing, num_classes=self.num_classes)
         mixes = recipe.mixup > 0 or recipe.cutmix > 0
         self.mix = Mixup(recipe.mixup, recipe.cutmix, **smoothing) if mixes else None
@@ -270,6 +280,19 @@ class DistilJob(FinetuneJob):
             images = F.interpolate(images, (self.teacher_size, self.teacher_size), mode="bicubic", antialias=True)
         mean, std, teacher_mean, teacher_std = self.scales
         return self.teacher((images * std + mean - teacher_mean) / teacher_std).argmax(1)
+
+    @torch.no_grad()
+    def end_epoch(self, model: nn.Module) -> dict[str, float]:
+        """How far the two experts' last tokens are apart, on up to 512 training images as they are (Fig. 4a).
+
+        The released code logs the cosine on augmented batches instead, while stochastic depth is on.
+        """
+        train, some = self.split.train, torch.linspace(0, len(self.split.train) - 1, 512).long().unique()
+        images = augment.evaluate(train.images[some].to(self.device), self.recipe.image_size, self.mean, self.std)
+        training = model.training
+        tokens = model.eval().forward_features(images)
+        model.train(training)
+        return {"cosine_distance": round(metrics.cosine_distance(tokens[:, 0], tokens[:, 1]), 5)}
 
     def prepare(self, batch: Batch) -> None:
         batch.answers = self.ask(batch.images)

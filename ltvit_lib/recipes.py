@@ -46,6 +46,7 @@ class Recipe:
     # model
     model: str = "vit_w96d6_patch4_32"  # a name that ltvit_lib.models.create knows
     image_size: int = 32  # what the model sees
+    layer_scale: float | None = None  # DeiT III: start of a learnt factor on every channel of a residual branch
     drop_path: float = 0.0  # stochastic depth: chance that the last block is skipped; linear from 0 over the blocks
     # length and batch
     epochs: int = 20  # passes over the images, a last partial batch left out
@@ -126,7 +127,9 @@ class Teacher(Finetune):
     model: str = "resnet32_cifar"  # resnet<depth>_cifar
     width: int = 16  # channels of the first stage
     normed: bool = True  # LDAM's cosine classifier
-    sam_rho: float = 0.0  # radius of SAM's step; 0 is the plain optimiser
+    sam_rho: float | tuple[float, ...] = 0.0  # radius of SAM's step; 0 is the plain optimiser
+    sam_epochs: tuple[int, ...] = ()  # of several radii, where the second, third ... begins
+    sam_statistics: str = "both"  # passes that update BatchNorm's averages: "both" [R], or the "first"
     optimizer: str = "sgd"  # with momentum .9
     base_lr: float = 0.1  # LDAM-DRW's, as the rest below
     weight_decay: float = 2e-4  # on every parameter
@@ -266,12 +269,33 @@ _add(
     )
 )  # fmt: skip
 _add(replace(DIGITS_DEIT_LT, name="digits_deit_lt_paco", teacher="digits_teacher_paco_sam"))
+# Each ingredient of the teacher alone (DeiT-LT section 3.2; notebook 09), and VS + SAM of its Table 2.
+_ce = dict(loss="cross_entropy", normed=False)
+for _name, _changes in {
+    "ce": dict(_ce, drw_epoch=None, sam_rho=0.0),
+    "ce_sam": dict(_ce, drw_epoch=None),
+    "ce_drw": dict(_ce, sam_rho=0.0),
+    "ce_drw_sam": dict(_ce),
+    "vs_sam": dict(loss="vs", normed=False, drw_epoch=None),
+}.items():
+    _add(replace(DIGITS_TEACHER, name=f"digits_teacher_{_name}", **_changes))
 _in_distribution = dict(loss="cross_entropy", normed=False, sam_rho=0.0, drw_epoch=None, mixup=0.8, cutmix=1.0)
 _add(replace(DIGITS_TEACHER, name="digits_teacher_in_distribution", **_in_distribution))
 _add(replace(DIGITS_DEIT_LT, name="digits_deit", teacher="digits_teacher_in_distribution", drw_epoch=None))
 _add(replace(DIGITS_DEIT_LT, name="digits_deit_lt_no_drw", drw_epoch=None))
 _add(replace(DIGITS_DEIT_LT, name="digits_deit_lt_sgd", teacher="digits_teacher_ldam_drw"))
 _add(replace(DIGITS_DEIT_LT, name="digits_deit_lt_sgd_no_drw", teacher="digits_teacher_ldam_drw", drw_epoch=None))
+_add(
+    replace(
+        DIGITS_VIT_CE, name="digits_vit_crt", init="digits_vit_ce", trains="classifier", sampling="classes", epochs=60
+    )
+)
+# Beyond the papers: LiVT's first stage under DeiT-LT's student, its CLS token on the test prior, and both.
+_from_mgp = dict(init="digits_mgp", layer_decay=0.75)
+_add(replace(DIGITS_DEIT_LT, name="digits_deit_lt_mgp", **_from_mgp))
+for _name, _loss in (("bal_ce", "balanced_ce"), ("bal_bce", "balanced_bce")):
+    _add(replace(DIGITS_DEIT_LT, name=f"digits_deit_lt_{_name}", loss=_loss))
+    _add(replace(DIGITS_DEIT_LT, name=f"digits_deit_lt_mgp_{_name}", loss=_loss, **_from_mgp))
 
 # --- laptop ----------------------------------------------------------------------------------------------------
 # Real CIFAR-10-LT, 12,406 images, 96 steps an epoch. The strong policy keeps the frame: a random tenth of a 32 pixel
@@ -315,6 +339,11 @@ _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_paco", teacher="laptop_teacher
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit", teacher="laptop_teacher_in_distribution", drw_epoch=None))
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_no_drw", drw_epoch=None))
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_sgd", teacher="laptop_teacher_ldam_drw"))
+_from_mgp = dict(init="laptop_mgp", layer_decay=0.75)
+_add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_mgp", **_from_mgp))
+_add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_bal_ce", loss="balanced_ce"))
+_add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_mgp_bal_ce", loss="balanced_ce", **_from_mgp))
+_add(replace(LAPTOP_LIVT, name="laptop_mgp_bal_ce", loss="balanced_ce"))
 
 # --- the papers ------------------------------------------------------------------------------------------------
 
@@ -487,6 +516,7 @@ def _problems(r: Recipe) -> dict[str, bool]:
     }
     known = {
         "trains": ("all", "classifier", "scale"), "sampling": ("images", "classes"),
+        "sam_statistics": ("both", "first"),
         "evaluate_on": ("test", "val"), "precision": ("fp32", "bf16"), "schedule": ("cosine", "step"),
         "normalise": ("data", "imagenet"), "policy": tuple(POLICIES), "key_policy": tuple(POLICIES),
         "optimizer": ("sgd", *list_optimizers()),
@@ -528,8 +558,12 @@ def _label_problems(r: Finetune) -> dict[str, bool]:
         f"no loss {r.loss!r}{_closest(r.loss, LOSSES)}; known: {', '.join(LOSSES)}": r.loss not in LOSSES,
     }
     if isinstance(r, Teacher):
+        rhos = r.sam_rho if isinstance(r.sam_rho, tuple) else (r.sam_rho,)
         problems |= {
-            "sam_rho must not be negative": not 0 <= r.sam_rho < math.inf,
+            "sam_rho must not be negative": not all(0 <= rho < math.inf for rho in rhos),
+            "sam_epochs must ascend, one fewer than sam_rho has values": (
+                len(r.sam_epochs) + 1 != len(rhos) or sorted(set(r.sam_epochs)) != list(r.sam_epochs)
+            ),
             "width must be at least 1": r.width < 1,
             "normed gives cosines, which only ldam scales: set normed to False with another loss": (
                 r.normed and r.loss != "ldam"

@@ -54,6 +54,26 @@ def ascended(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[Tensor]
                 p.copy_(original)
 
 
+@contextmanager
+def still_statistics(model: nn.Module) -> Iterator[None]:
+    """While the block runs, BatchNorm normalises as before and leaves its running averages alone.
+
+    For SAM's second pass: the averages then describe the weights that are kept, not the worse ones nearby. The
+    teachers of DeiT-LT let both passes update them (Saddle-LongTail).
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    saved = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in layers]
+    for m in layers:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, (momentum, seen) in zip(layers, saved, strict=True):
+            m.momentum = momentum
+            if seen is not None:
+                m.num_batches_tracked.copy_(seen)
+
+
 def sharpness(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], rho: float) -> float:
     """How much the loss rises at w + rho * g / |g|: L(w + e) - L(w). Small is flat (Foret et al. 2021, equation 1).
 

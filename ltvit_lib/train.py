@@ -29,7 +29,7 @@ from ltvit_lib.jobs import (
 from ltvit_lib.jobs import stream as stream
 from ltvit_lib.recipes import Contrast, Finetune, Pretrain, Recipe
 from ltvit_lib.runs import Run
-from ltvit_lib.sam import ascended
+from ltvit_lib.sam import ascended, still_statistics
 
 import torch
 from accelerate import Accelerator
@@ -181,7 +181,7 @@ def _train(run, job, model, accelerator, pieces, seed, progress, save_seconds) -
                 batches = make_batches(job, pixels, chosen, (seed, epoch, step), pieces)
                 values = _step(job, wrapped, optimizer, batches, accelerator)
                 meter.update(values, max(group["lr"] for group in optimizer.param_groups))
-            rows.append(meter.finish())
+            rows.append(meter.finish() | job.end_epoch(model))
             seconds += rows[-1]["seconds"]
             if accelerator.is_main_process and (time.monotonic() - saved > save_seconds or epoch + 1 == recipe.epochs):
                 if not all(t.isfinite().all() for t in model.state_dict().values()):
@@ -215,8 +215,9 @@ def _step(job: Job, model, optimizer, batches: list[Batch], accelerator) -> Tens
         return values
 
     values = passes()
-    if getattr(job.recipe, "sam_rho", 0) > 0:
-        with ascended(model.parameters(), job.recipe.sam_rho):
+    if job.sam_rho > 0:
+        both = job.recipe.sam_statistics == "both"
+        with ascended(model.parameters(), job.sam_rho), contextlib.nullcontext() if both else still_statistics(model):
             passes()
     optimizer.step()
     job.finish_step(model, batches)

@@ -233,6 +233,43 @@ def test_every_loss_is_wired(digits, tmp_path, loss):
     assert set(run.result["heads"]) == {"cls"}
 
 
+def test_sams_radius_follows_its_steps(digits):
+    recipe = recipes.override(TEACHER, sam_rho=(0.05, 0.1, 0.5), sam_epochs=(2, 3), epochs=5)
+    job = jobs.FinetuneJob(recipe, digits, CPU)
+    radii = []
+    for epoch in range(5):
+        job.start_epoch(epoch)
+        radii.append(job.sam_rho)
+    assert radii == [0.05, 0.05, 0.1, 0.5, 0.5]
+    for wrong in ((2,), (3, 2)):
+        with pytest.raises(ValueError, match="sam_epochs must ascend, one fewer"):
+            recipes.override(recipe, sam_epochs=wrong)
+
+
+@pytest.mark.parametrize("statistics", ["both", "first"])
+def test_which_passes_update_batchnorm(digits, tmp_path, statistics):
+    """Two passes a step: the counter that BatchNorm keeps tells them."""
+    recipe = recipes.override(TEACHER, sam_rho=0.1, sam_statistics=statistics, batch_size=320)
+    run = train.fit(recipe, tmp_path, data=digits, progress=False)
+    assert models.read_weights(run.path)["bn1.num_batches_tracked"] == {"both": 2, "first": 1}[statistics]
+
+
+def test_layer_scale_starts_every_branch_small(digits):
+    model = jobs.FinetuneJob(recipes.get("digits_vit_ce", layer_scale=1e-4), digits, CPU).build()
+    assert all((block.ls1.gamma == 1e-4).all() and (block.ls2.gamma == 1e-4).all() for block in model.blocks)
+    with pytest.raises(ValueError, match="layer_scale belongs to a ViT"):
+        jobs.FinetuneJob(recipes.override(TEACHER, layer_scale=1e-4), digits, CPU)
+
+
+def test_a_student_reports_how_far_its_experts_are_apart(colours, teacher, tmp_path):
+    run = train.fit(STUDENT, tmp_path, data=colours, teacher=teacher, progress=False)
+    model, _ = train.build(run, colours)
+    images = augment.evaluate(colours.train.images, 16, *data.STATISTICS["imagenet"])
+    cls, dist = model.forward_features(images)[:, :2].unbind(1)
+    cosine = torch.nn.functional.cosine_similarity(cls, dist).mean().item()
+    assert run.curve["cosine_distance"].iloc[-1] == pytest.approx(1 - cosine, abs=1e-4)
+
+
 @pytest.fixture(scope="module")
 def classifier(digits, tmp_path_factory):
     recipe = recipes.get("digits_vit_ce", epochs=2, warmup_epochs=0.0)

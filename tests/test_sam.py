@@ -1,6 +1,6 @@
 """Sharpness-aware ascent: exact on a quadratic, and it leaves no trace on the weights."""
 
-from ltvit_lib.sam import ascended, sharpness, top_eigenvalue
+from ltvit_lib.sam import ascended, sharpness, still_statistics, top_eigenvalue
 
 import pytest
 import torch
@@ -192,3 +192,16 @@ def test_top_eigenvalue_refuses_what_has_none():
     refused(lambda: top_eigenvalue(lambda: quadratic(w), []), "^loss: ")
     refused(lambda: top_eigenvalue(lambda: quadratic(w) * torch.inf, [w]), "^loss: ", "not finite")
     refused(lambda: top_eigenvalue(lambda: quadratic(w), [w], iterations=0), "^iterations: ")
+
+
+def test_still_statistics_normalise_by_the_batch_and_remember_nothing():
+    layer = torch.nn.BatchNorm1d(3).train()
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)) + 5
+    expected = layer(x)
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    with still_statistics(torch.nn.Sequential(layer)):
+        torch.testing.assert_close(layer(x), expected)
+        layer(x + 100)
+    assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+    layer(x)
+    assert not torch.equal(layer.running_mean, before["running_mean"]), "it learns again afterwards"
