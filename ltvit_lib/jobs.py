@@ -91,6 +91,8 @@ class Job(ABC):
         if recipe.model.startswith("resnet") and recipe.model.endswith("_cifar"):
             options |= {k: getattr(recipe, k) for k in ("normed", "width") if hasattr(recipe, k)}
             return models.create(recipe.model, **options)
+        if isinstance(recipe, Teacher):
+            options["normed"] = recipe.normed
         if models.patch_size(recipe.model):
             options["img_size"] = recipe.image_size
             options |= {} if recipe.layer_scale is None else {"init_values": recipe.layer_scale}
@@ -247,17 +249,24 @@ class ContrastJob(FinetuneJob):
 class DistilJob(FinetuneJob):
     """DeiT-LT: the teacher answers for the student's own images, at its resolution and with its normalisation."""
 
-    def __init__(self, recipe: Distil, split: Split, device: torch.device, teacher: Run | None = None):
+    def __init__(self, recipe: Distil, split: Split, device: torch.device, teacher: Run | Path | None = None):
         super().__init__(recipe, split, device)
-        theirs, ours = teacher.identity["data"], split.digest
-        if theirs != ours:
-            raise ValueError(
-                f"the teacher in {teacher.path} saw other images ({theirs}, here {ours}): train it with the same data, "
-                "seed and evaluate_on"
-            )
-        maker = FinetuneJob(teacher.recipe, split, device)
-        self.teacher = trained(teacher, maker).to(device).eval().requires_grad_(False)
-        self.teacher_size = teacher.recipe.image_size
+        theirs = teacher.recipe if isinstance(teacher, Run) else recipes.get(recipe.teacher)
+        maker = FinetuneJob(theirs, split, device)
+        if isinstance(teacher, Run):
+            seen = teacher.identity["data"]
+            if seen != split.digest:
+                raise ValueError(
+                    f"the teacher in {teacher.path} saw other images ({seen}, here {split.digest}): train it with the "
+                    "same data, seed and evaluate_on"
+                )
+            self.teacher = trained(teacher, maker)
+        else:
+            self.teacher = maker.build()
+            models.load_weights(self.teacher, teacher)
+            _same_classes(self.teacher.to(device), maker, teacher)
+        self.teacher = self.teacher.to(device).eval().requires_grad_(False)
+        self.teacher_size = theirs.image_size
         scales = (self.mean, self.std, maker.mean, maker.std)
         self.scales = [torch.tensor(v, device=device).view(1, -1, 1, 1) for v in scales]
 
@@ -304,6 +313,21 @@ class DistilJob(FinetuneJob):
         on_cls = self.loss(cls, batch)
         on_dist = losses.cross_entropy(dist, batch.answers, self.weight)
         return {"cls": (1 - alpha) * on_cls, "dist": alpha * on_dist}, _right(cls + dist, batch.labels)
+
+
+@torch.no_grad()
+def _same_classes(teacher: nn.Module, job: Job, path: Path) -> None:
+    """Refuses a foreign teacher that knows the training images no better than its most frequent answer would."""
+    part = job.split.train
+    some = torch.linspace(0, len(part) - 1, 512).long().unique()
+    images = augment.evaluate(part.images[some].to(job.device), job.recipe.image_size, job.mean, job.std)
+    right = (teacher.eval()(images).argmax(1).cpu() == part.targets[some]).double().mean().item()
+    most = part.targets[some].bincount().max().item() / len(some)
+    if right <= most:
+        raise ValueError(
+            f"the teacher in {path} answers {right:.0%} of the training images right, no more than one class alone "
+            f"would ({most:.0%}): its classes may be in another order, or its images of another scale"
+        )
 
 
 JOBS = {

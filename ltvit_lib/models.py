@@ -135,12 +135,13 @@ def resnet_cifar(depth: int = 32, num_classes: int = 10, normed: bool = False, *
 # --- building, loading -----------------------------------------------------------------------------------------
 
 
-def create(name: str, checkpoint: str | Path | None = None, **kwargs) -> nn.Module:
+def create(name: str, checkpoint: str | Path | None = None, normed: bool = False, **kwargs) -> nn.Module:
     """Builds any timm model, a compact ViT of this module, or `resnet<depth>_cifar`.
 
     Args:
         name: for example vit_w96d6_patch4_32, deit_w96d6_patch4_32_distilled, vit_base_patch16_224, resnet32_cifar.
         checkpoint: a run folder, a .safetensors file, or a .pt/.pth/.bin file that holds weights only.
+        normed: LDAM's cosine classifier in place of the linear one.
         **kwargs: num_classes, img_size, drop_path_rate, ...: passed on.
 
     Raises:
@@ -148,12 +149,16 @@ def create(name: str, checkpoint: str | Path | None = None, **kwargs) -> nn.Modu
     """
     cifar = re.fullmatch(r"resnet(\d+)_cifar", name)
     if cifar:
-        model = resnet_cifar(int(cifar[1]), **kwargs)
+        model = resnet_cifar(int(cifar[1]), normed=normed, **kwargs)
     else:
         if not timm.is_model(name):
             raise ValueError(f"no model {name!r}: give a timm name, {', '.join(compact_names())} or resnet32_cifar")
         check_patches(name, kwargs.get("img_size"), kwargs.get("patch_size"))
         model = timm.create_model(name, **kwargs)
+        if normed:
+            plain = model.get_classifier()
+            path = next(path for path, module in model.named_modules() if module is plain)
+            model.set_submodule(path, NormedLinear(plain.in_features, plain.out_features))
     if checkpoint is not None:
         load_weights(model, checkpoint)
     return model
@@ -299,7 +304,8 @@ def head_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None
 
 def logit_scale(model: nn.Module) -> float:
     """What a cosine classifier's output is multiplied by to become logits: LDAM's s = 30; 1 for other heads."""
-    return 30.0 if isinstance(getattr(model, "head", None), NormedLinear) else 1.0
+    head = model.get_classifier() if hasattr(model, "get_classifier") else None
+    return 30.0 if isinstance(head, NormedLinear) else 1.0
 
 
 @torch.no_grad()

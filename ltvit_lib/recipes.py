@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import inspect
 import math
-import re
 import types
 import typing
 from dataclasses import dataclass, field, replace
@@ -125,7 +124,7 @@ class Teacher(Finetune):
     mixup: float = 0.0  # off
     cutmix: float = 0.0  # off
     model: str = "resnet32_cifar"  # resnet<depth>_cifar
-    width: int = 16  # channels of the first stage
+    width: int = 16  # channels of the first stage of a resnet<depth>_cifar; other models have their own
     normed: bool = True  # LDAM's cosine classifier
     sam_rho: float | tuple[float, ...] = 0.0  # radius of SAM's step; 0 is the plain optimiser
     sam_epochs: tuple[int, ...] = ()  # of several radii, where the second, third ... begins
@@ -174,7 +173,7 @@ class Distil(Finetune):
     smoothed. Plain DeiT is `drw_epoch=None` with a teacher trained on the student's own distribution.
     """
 
-    teacher: str = ""  # the recipe of the teacher
+    teacher: str = ""  # the recipe of the teacher: of its run, or of what a checkpoint from elsewhere is
     loss: str = "cross_entropy"  # on CLS
     alpha: float = 0.5  # weight of the DIST term
     beta: float = 0.9999  # effective number of samples, for the weights of the DIST term
@@ -570,11 +569,11 @@ def _label_problems(r: Finetune) -> dict[str, bool]:
                 len(r.sam_epochs) + 1 != len(rhos) or sorted(set(r.sam_epochs)) != list(r.sam_epochs)
             ),
             "width must be at least 1": r.width < 1,
+            f"width is an option of resnet<depth>_cifar: leave it at {Teacher.width} with {r.model}": (
+                r.width != Teacher.width and not r.model.endswith("_cifar")
+            ),
             "normed gives cosines, which only ldam scales: set normed to False with another loss": (
                 r.normed and r.loss != "ldam"
-            ),
-            "normed is an option of resnet<depth>_cifar: set it to False with another model": (
-                r.normed and not re.fullmatch(r"resnet\d+_cifar", r.model)
             ),
         }
     if isinstance(r, Contrast):

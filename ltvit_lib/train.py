@@ -63,7 +63,8 @@ def fit(
         seed: of weights, order, augmentation and mixing (and, for recipes with `data_seed=None`, of the selection).
         data: a Split to train on instead of the recipe's.
         init: the pre-training run (or weights) that a recipe with `init` starts from.
-        teacher: the teacher's run, for distillation.
+        teacher: the teacher's run, for distillation; or a checkpoint from elsewhere, of the model that the recipe's
+            `teacher` describes.
         resume: False refuses to continue a run that is there.
         progress: a tqdm bar with loss, accuracy, images/s and time left.
         save_seconds: a checkpoint is written after an epoch, unless the last one is younger than this.
@@ -116,7 +117,7 @@ def _start(recipe: Recipe, what: str, given: Run | str | Path | None) -> Run | P
     if asked is None:
         raise ValueError(f"{recipe.name} takes no {what}: leave {what}= out, or override the recipe's {what}")
     run = given if isinstance(given, Run) else Run(Path(given))
-    if what == "init" and not run.path.is_dir():
+    if run.path.is_file() or (what == "init" and not run.path.is_dir()):
         return run.path
     if not (run.path / "recipe.json").is_file():
         raise ValueError(f"no run in {run.path}: train {asked or f'a {what}'} into it first")

@@ -131,6 +131,30 @@ def test_unmixed_images_are_what_the_policy_gives(colours, teacher):
     assert torch.equal(batch.images, augment.apply(job.policy, colours.train.images[some(colours, 16)], draws))
 
 
+def test_a_teacher_from_elsewhere_answers_as_its_run_did(colours, tmp_path):
+    """As safetensors and as a .pth of weights only; refused with other classes, or with the same in another order."""
+    recipe = dataclasses.replace(TEACHER, epochs=30, base_lr=0.05, drw_epoch=None)
+    run = train.fit(recipe, tmp_path / "run", data=colours, progress=False)
+    weights = models.read_weights(run.path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(recipes._RECIPES, "mine", recipe)
+        student = dataclasses.replace(STUDENT, teacher="mine")
+        images = torch.randn(5, 3, 8, 8)
+        expected = jobs.DistilJob(student, colours, CPU, run).teacher(images)
+        for name, content in (("a.pth", {"state_dict": weights}), ("shuffled.pth", None), ("other.pth", None)):
+            if content is None:
+                head = weights["head.weight"]
+                content = weights | {"head.weight": head.roll(1, 0) if name == "shuffled.pth" else head[:2]}
+            torch.save(content, tmp_path / name)
+        torch.testing.assert_close(jobs.DistilJob(student, colours, CPU, tmp_path / "a.pth").teacher(images), expected)
+        with pytest.raises(ValueError, match="its classes may be in another order"):
+            jobs.DistilJob(student, colours, CPU, tmp_path / "shuffled.pth")
+        with pytest.raises(ValueError, match="head.weight: .3, 16. here, .2, 16. there"):
+            jobs.DistilJob(student, colours, CPU, tmp_path / "other.pth")
+        done = train.fit(student, tmp_path / "student", data=colours, teacher=tmp_path / "a.pth", progress=False)
+    assert set(done.result["heads"]) == {"cls", "dist", "avg"}
+
+
 def test_the_teacher_is_frozen(colours, teacher, tmp_path, monkeypatch):
     made = []
     monkeypatch.setitem(train.JOBS, "distil", lambda *a: made.append(jobs.DistilJob(*a)) or made[-1])

@@ -118,6 +118,15 @@ def test_resnet_shapes(width):
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
 
 
+@pytest.mark.parametrize(("name", "path"), [("resnet18", "fc"), ("regnetx_002", "head.fc")])
+def test_any_cnn_of_timm_takes_the_cosine_classifier(rng, name, path):
+    model = models.create(name, normed=True, num_classes=7).eval()
+    assert isinstance(model.get_submodule(path), models.NormedLinear)
+    assert model.get_classifier() is model.get_submodule(path)
+    assert models.logit_scale(model) == 30.0
+    assert model(torch.randn(2, 3, 32, 32, generator=rng)).abs().max() <= 1 + 1e-6
+
+
 def test_normed_classifier_gives_cosines(rng):
     head = models.NormedLinear(6, 4)
     x = torch.randn(50, 6, generator=rng) * 100

@@ -115,7 +115,7 @@ def test_a_slip_gets_a_suggestion():
         ("digits_mgp", dict(mask_ratio=0.99), "mask_ratio"),
         ("digits_mgp", dict(mixup=0.8), "no field 'mixup'"),
         ("digits_teacher_ldam_drw_sam", dict(loss="cross_entropy"), "normed"),
-        ("digits_teacher_ldam_drw_sam", dict(model="resnet50"), "resnet<depth>_cifar"),
+        ("digits_teacher_ldam_drw_sam", dict(model="resnet50", width=32), "resnet<depth>_cifar"),
         ("digits_teacher_ldam_drw_sam", dict(sam_rho=-1.0), "sam_rho"),
     ],
 )  # fmt: skip
