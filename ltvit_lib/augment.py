@@ -1,6 +1,6 @@
 """Per-image augmentation of uint8 batches, on the device that holds them.
 
-Flip, crop, RandAugment, AutoAugment, colour jitter, erasing, cutout.
+Flip, crop, RandAugment, AutoAugment, 3-Augment, colour jitter, erasing, cutout.
 
 `draw` makes every random number for n images on the CPU; `apply` draws none. All that `draw` returns has
 leading dimension n, so slices (micro-batches, devices) give bit-identical images. Here C counts channels, and s
@@ -51,6 +51,7 @@ class Policy:
         jitter: probability of SimCLR's colour jitter: brightness, contrast and saturation by a factor of .6 to
             1.4 and hue by up to a tenth of the circle, in random order.
         grey: probability of losing all colour, after the jitter.
+        three: whether one of DeiT III's three (grey, solarised, blurred) is applied, and then a jitter of .3.
         erase: probability of filling one box with normal noise after normalisation (timm's "pixel" mode).
         cutout: side in pixels of a black square about a uniform pixel, cut off at the border; 0 for none.
         interpolation: "bilinear" or "bicubic", wherever a pixel is resampled.
@@ -72,6 +73,7 @@ class Policy:
     auto: bool = False
     jitter: float = 0.0
     grey: float = 0.0
+    three: bool = False
     erase: float = 0.0
     cutout: int = 0
     interpolation: str = "bilinear"
@@ -111,6 +113,11 @@ def strong(size: int, mean: Stats, std: Stats, **overrides) -> Policy:
     return replace(policy, **overrides)
 
 
+def three(size: int, mean: Stats, std: Stats, **overrides) -> Policy:
+    """DeiT III's: padded crop, flip, 3-Augment (DeiT-LT's CIFAR branch reflects the border; here it is black)."""
+    return replace(Policy(size, mean, std, crop="padded", three=True, interpolation="bicubic"), **overrides)
+
+
 def mgp(size: int, mean: Stats, std: Stats, **overrides) -> Policy:
     """Masked pre-training's: RandomResizedCrop of 20 to 100 % of the area, and flip (LiVT, MAE)."""
     policy = Policy(size, mean, std, crop="resized", scale=(0.2, 1.0), interpolation="bicubic")
@@ -144,7 +151,7 @@ def draw(policy: Policy, n: int, generator: Generator) -> dict[str, Tensor]:
         flip: (n,) bool.
         box: (n, 4) height and width as fractions, then y and x, uniform: where in the room that they leave.
         op, level: (n, K) index into OPS, -1 where not applied; level 0..10, signed. RandAugment's slots come
-            first, then two of AutoAugment, four of the jitter, one of grey.
+            first, then two of AutoAugment, four of the jitter, one of grey, four of 3-Augment.
         affine: (n, K, 2, 3) from output to input, in coordinates -1..1 of the cropped image.
         erase, seed: (n, 4) top, left, height, width in output pixels, 0 high for none; (n,) of the noise.
         cutout: (n, 4), a box as in `erase`.
@@ -162,9 +169,13 @@ def draw(policy: Policy, n: int, generator: Generator) -> dict[str, Tensor]:
     if policy.auto:
         slots.append(_auto_augment(n, generator))
     if policy.jitter > 0:
-        slots.append(_jitter(policy.jitter, n, generator))
+        slots.append(_jitter(JITTER, policy.jitter, n, generator))
     if policy.grey > 0:
         slots.append((torch.where(uniform(n, 1) < policy.grey, OPS.index("Grey"), -1), torch.zeros(n, 1)))
+    if policy.three:
+        one = torch.randint(len(THREE), (n, 1), generator=generator)
+        slots.append((torch.tensor([OPS.index(name) for name in THREE])[one], 10 * uniform(n, 1)))
+        slots.append(_jitter(THREE_JITTER, 1.0, n, generator))
     if slots:
         params["op"], params["level"] = (torch.cat(columns, 1) for columns in zip(*slots, strict=True))
         if policy.auto or not set(GEOMETRIC).isdisjoint(policy.ops):
@@ -259,13 +270,13 @@ def _auto_augment(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
     return op, magnitude[pick] * 10 / 9 * torch.where(uniform(n, 2) < 0.5, 1, -1)
 
 
-def _jitter(prob: float, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """All four of JITTER in random order, or none."""
+def _jitter(ops: dict[str, float], prob: float, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """All operations in random order, or none; `ops` has the largest level of each."""
     uniform = partial(torch.rand, generator=generator)
-    order = uniform(n, len(JITTER)).argsort(1)
-    code, most = torch.tensor([OPS.index(name) for name in JITTER]), torch.tensor(list(JITTER.values()))
+    order = uniform(n, len(ops)).argsort(1)
+    code, most = torch.tensor([OPS.index(name) for name in ops]), torch.tensor(list(ops.values()))
     op = torch.where(uniform(n, 1) < prob, code[order], -1)
-    return op, most[order] * (2 * uniform(n, len(JITTER)) - 1)
+    return op, most[order] * (2 * uniform(n, len(ops)) - 1)
 
 
 def _propose(n: int, area: tuple, ratio: tuple, limit: float, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -381,6 +392,18 @@ def _hue(x: Tensor, s: Tensor) -> Tensor:
     return (value[:, None] - spread[:, None] * fall + 0.5).clamp_(0, 255).to(torch.uint8)
 
 
+def _blur(x: Tensor, s: Tensor) -> Tensor:
+    """Gaussian of .1 to 2 pixels; the border repeats. Pillow's blur approximates it by boxes."""
+    n, c, h, w = x.shape
+    sigma, reach = 0.1 + 1.9 * s.abs().flatten(), 6
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device) / sigma[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(c, 0)[:, None]  # (n C, 1, 13)
+    out = F.pad(x.float().view(1, n * c, h, w), [reach] * 4, mode="replicate")
+    out = F.conv2d(out, kernel[:, :, None], groups=n * c)
+    out = F.conv2d(out, kernel[:, :, :, None], groups=n * c)
+    return (out.view_as(x) + 0.5).to(torch.uint8)
+
+
 PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "AutoContrast": _autocontrast,
     "Equalize": _equalize,
@@ -395,11 +418,15 @@ PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Posterize": _posterize_auto,
     "Hue": _hue,
     "Grey": lambda x, s: _grey(x).to(torch.uint8).expand_as(x),
+    "Solarize128": lambda x, s: torch.where(x < 128, x, 255 - x),
+    "Blur": _blur,
 }
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 OPS = GEOMETRIC + tuple(PHOTOMETRIC)  # `op` counts along this
 RAND_AUGMENT = OPS[:15]  # timm's
 JITTER = {"BrightnessIncreasing": 4 / 0.9, "ContrastIncreasing": 4 / 0.9, "ColorIncreasing": 4 / 0.9, "Hue": 10.0}
+THREE = ("Grey", "Solarize128", "Blur")
+THREE_JITTER = dict.fromkeys(("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing"), 3 / 0.9)
 AUTO_AUGMENT = (  # CIFAR-10's: name, probability, magnitude 0..9 (Cubuk et al. 2019); halves in order
     (("Invert", 0.1, 0), ("ContrastIncreasing", 0.2, 6)),
     (("Rotate", 0.7, 2), ("TranslateXRel", 0.3, 9)),

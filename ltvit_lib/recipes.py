@@ -21,7 +21,15 @@ from torch import Tensor
 
 POLICIES = {
     f.__name__: f
-    for f in (augment.weak, augment.strong, augment.mgp, augment.geometric, augment.paco_query, augment.paco_key)
+    for f in (
+        augment.weak,
+        augment.strong,
+        augment.three,
+        augment.mgp,
+        augment.geometric,
+        augment.paco_query,
+        augment.paco_key,
+    )  # fmt: skip
 }
 LOSSES = (
     "cross_entropy", "balanced_ce", "bce", "balanced_bce", "nt_bce", "focal", "class_balanced", "ldam", "lade",
@@ -202,6 +210,9 @@ DIGITS_VIT_CE = _add(
     Finetune(name="digits_vit_ce", model="vit_w64d4_patch2_8", loss="cross_entropy", epochs=300, **_digits)
 )
 DIGITS_VIT_BAL_BCE = _add(replace(DIGITS_VIT_CE, name="digits_vit_bal_bce", loss="balanced_bce"))
+# DeiT III: BCE and LayerScale (its three augmentations belong to photographs); Bal-BCE on it is LiVT's Table 11.
+DIGITS_DEIT3 = _add(replace(DIGITS_VIT_CE, name="digits_deit3", loss="bce", layer_scale=1e-4))
+_add(replace(DIGITS_DEIT3, name="digits_deit3_bal_bce", loss="balanced_bce"))
 DIGITS_MGP = _add(
     Pretrain(
         name="digits_mgp", model="vit_w64d4_patch2_8", epochs=600, decoder_width=32, decoder_depth=1, decoder_heads=2,
@@ -309,6 +320,10 @@ _laptop = dict(
 )  # fmt: skip
 LAPTOP_VIT_CE = _add(Finetune(name="laptop_vit_ce", loss="cross_entropy", **_laptop))
 LAPTOP_VIT_BAL_BCE = _add(replace(LAPTOP_VIT_CE, name="laptop_vit_bal_bce", loss="balanced_bce"))
+LAPTOP_DEIT3 = _add(
+    replace(LAPTOP_VIT_CE, name="laptop_deit3", loss="bce", layer_scale=1e-4, policy="three", policy_options={})
+)
+_add(replace(LAPTOP_DEIT3, name="laptop_deit3_bal_bce", loss="balanced_bce"))
 LAPTOP_MGP = _add(
     Pretrain(
         name="laptop_mgp", epochs=60, batch_size=128, base_lr=1e-3, lr_batch=None, warmup_epochs=4.0,

@@ -11,7 +11,7 @@ import timm.data.auto_augment as timm_augment
 import torch
 import torchvision
 import torchvision.transforms.functional as vision
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms.autoaugment import _apply_op
@@ -228,6 +228,31 @@ def test_the_keys_colours_are_simclrs():
         assert abs(drawn.std() - most / math.sqrt(3)) < 0.02 * most
 
 
+def test_three_augments_operations_are_pillows_and_torchvisions():
+    images = pictures(8)
+    policy = augment.Policy(32, *PLAIN, flip=0.0, ops=("Solarize128",), num_ops=1)
+    out = levels(augment.apply(policy, images, asked(("Solarize128",), (7.0,), 8)))
+    pillow = torch.stack([vision.pil_to_tensor(ImageOps.solarize(to_pil(image), 128)) for image in images])
+    assert torch.allclose(out, pillow.float(), atol=1e-3)
+    policy = augment.Policy(32, *PLAIN, flip=0.0, ops=("Blur",), num_ops=1)
+    for level in (0.0, 2.0, 10.0):
+        out = levels(augment.apply(policy, images, asked(("Blur",), (level,), 8)))
+        theirs = vision.gaussian_blur(images, 13, 0.1 + 0.19 * level).float()
+        assert (out - theirs)[:, :, 6:-6, 6:-6].abs().max() < 1.01  # they mirror the border
+
+
+def test_one_of_three_then_a_jitter_of_three_tenths():
+    n, policy = 20_000, augment.three(32, *PLAIN)
+    params = augment.draw(policy, n, torch.Generator().manual_seed(6))
+    op, level = params["op"], params["level"]
+    for name in augment.THREE:
+        assert abs((op[:, 0] == augment.OPS.index(name)).float().mean() - 1 / 3) < 0.015
+    assert level[:, 0].min() >= 0 and abs(level[:, 0].mean() - 5) < 0.1
+    names = {augment.OPS.index(name) for name in ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")}
+    assert all(set(row) == names for row in op[:100, 1:].tolist())
+    assert abs(level[:, 1:].abs().max() * 0.09 - 0.3) < 1e-3
+
+
 def test_crops_have_torchvisions_scale_and_ratio():
     n, policy = 20_000, augment.Policy(32, *PLAIN, crop="resized")
     box = augment.draw(policy, n, torch.Generator().manual_seed(2))["box"]
@@ -264,7 +289,7 @@ def test_drawing_is_the_generators_and_leaves_the_global_state_alone():
 
 
 @pytest.mark.parametrize("source, size, channels", [(32, 32, 3), (29, 23, 3), (8, 8, 1), (32, 40, 3)])
-@pytest.mark.parametrize("make", ["strong", "weak", "mgp", "geometric", "paco_query", "paco_key"])
+@pytest.mark.parametrize("make", ["strong", "weak", "three", "mgp", "geometric", "paco_query", "paco_key"])
 def test_slices_give_the_same_bits(make, source, size, channels):
     images = pictures(37, source, channels)
     policy = getattr(augment, make)(size, (0.4,) * channels, (0.2,) * channels)
@@ -448,7 +473,7 @@ def test_the_papers_policies():
         ({"scale": (0.5, 0.1)}, "low <= high"),
         ({"ratio": (0.0, 1.0)}, "low <= high"),
         ({"pad": -1}, "0 or more"),
-        ({"ops": ("Rotate", "Blur")}, "no operation Blur; known: Rotate"),
+        ({"ops": ("Rotate", "Smear")}, "no operation Smear; known: Rotate"),
         ({"num_ops": -1}, "0 or more"),
         ({"magnitude": 11}, "0..10"),
         ({"magnitude_std": math.inf}, "finite"),
