@@ -55,6 +55,7 @@ ledger: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/loss_cost.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -3,6 +3,8 @@
 import runpy
 from pathlib import Path
 
+from ltvit_lib import recipes
+
 import pandas as pd
 
 SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[1] / "benchmarks" / "steps.py"))
@@ -14,3 +16,11 @@ def test_a_row_a_step_kind_and_the_two_ratios():
     kinds = table.loc[list(SCRIPT["KINDS"])]
     assert (kinds["images_per_second"] > 0).all() and kinds["data_share"].between(0, 1).all()
     assert table.loc["SAM / SGD", "ratio"] > 1.2, "two passes cost more than one"
+
+
+def test_every_loss_is_timed_against_its_plain_counterpart():
+    script = runpy.run_path(str(Path(__file__).resolve().parents[1] / "benchmarks" / "loss_cost.py"))
+    table = script["measure"](8, 5, 3).set_index("loss")
+    assert {name.split(",")[0] for name in table.index} == set(recipes.LOSSES)
+    assert (table["ms"] > 0).all()
+    assert (table.loc[["cross_entropy", "bce"], "ratio"] == 1).all()
