@@ -337,7 +337,8 @@ def ledger_rows(run: Run) -> list[dict]:
     changed = changes(recipe)
     common = {
         "recipe": recipe.name, "overrides": json.dumps(changed) if changed else "", "seed": run.seed,
-        "data": run.identity["data"], "epochs": recipe.epochs, "evaluated_on": recipe.evaluate_on,
+        "data": run.identity["data"], "start": _started_from(run.identity["start"]), "epochs": recipe.epochs,
+        "evaluated_on": recipe.evaluate_on,
     }  # fmt: skip
     cost = {k: result[k] for k in ("final_loss", "seconds", "images_per_second", "peak_memory_mib")}
     heads = result["heads"] or {"": {}}
@@ -346,6 +347,11 @@ def ledger_rows(run: Run) -> list[dict]:
         | {k: env[k] for k in ("device", "torch", "timm", "commit")}
         for head, values in heads.items()
     ]  # fmt: skip
+
+
+def _started_from(start: dict) -> str:
+    """Digests of the weights that a run began from, such as `teacher:1a2b3c4d5e6f`."""
+    return " ".join(f"{what}:{digest}" for what, digest in start.items() if digest)
 
 
 def _numbers(values: dict) -> dict:
@@ -366,7 +372,7 @@ def record(folders: list[Run], path: Path = LEDGER) -> pd.DataFrame:
     key = ["recipe", "overrides", "seed", "data", "head"]
     if path.is_file():
         new = pd.concat([ledger(path), new])
-    new = new.fillna({"overrides": "", "head": ""}).drop_duplicates(key, keep="last").sort_values(key)
+    new = new.fillna({"overrides": "", "head": "", "start": ""}).drop_duplicates(key, keep="last").sort_values(key)
     write(path, new.to_csv(index=False, float_format="%.6g").encode())
     return ledger(path)
 

@@ -237,13 +237,14 @@ def test_the_ledger_has_a_row_a_run_and_head(tmp_path):
         ("digits_vit_ce", 1, "cls"), ("digits_mgp", 0, ""),
     }  # fmt: skip
     columns = (
-        "recipe overrides seed data epochs evaluated_on head all head_classes tail final_loss seconds "
+        "recipe overrides seed data start epochs evaluated_on head all head_classes tail final_loss seconds "
         "images_per_second peak_memory_mib device torch timm commit"
     )
     assert set(table) == set(columns.split())
     changed = table[table["seed"] == 1].iloc[0]
     assert json.loads(changed["overrides"]) == {"epochs": 20}
     assert changed["epochs"] == 20
+    assert runs._started_from({"init": "", "teacher": "1a2b"}) == "teacher:1a2b"
     assert changed["data"] == "0123456789ab", "a digest of digits alone stays text"
 
 
