@@ -5,7 +5,7 @@ python workflow/measure.py runs
 
 import sys
 
-from ltvit_lib import augment, longtail, losses, metrics, plots, runs, train
+from ltvit_lib import augment, longtail, losses, metrics, models, plots, recipes, runs, train
 
 import pandas as pd
 import torch
@@ -27,30 +27,159 @@ def error_by_class(run: runs.Run, masks: int = 10) -> list[float]:
     return [totals[split.test.targets == c].mean().item() for c in range(len(split.classes))]
 
 
+SHIFTS = [t / 50 for t in range(-10, 126)]  # t of the control z - t log pi
+CURVES = ("digits_livt", "digits_livt_mixup", "laptop_livt", "laptop_vit_bal_bce")  # drawn against t
+
+
+def decider(run: runs.Run, prior: torch.Tensor):
+    """(logits, test prior) -> scores: the Bayes rule, if this run's logits were its loss's optimum."""
+    recipe = run.recipe
+    binary = recipe.loss in ("bce", "balanced_bce")
+    decide, bias = (losses.decide_bce, losses.logit_bias_bce) if binary else (losses.decide_ce, losses.logit_bias_ce)
+    options = recipes.loss_arguments(recipe, prior, prior)
+    added = options.get("tau", 1.0) * bias(prior, options.get("test_prior")) if "balanced" in recipe.loss else None
+    return lambda logits, test_prior: decide(logits, prior, test_prior, added, recipe.smoothing)
+
+
+NAMES = {"balanced_bce": "repaired", "balanced_ce": "decide_ce", "cross_entropy": "adjusted", "bce": "adjusted"}
+
+
 def decisions(run: runs.Run) -> list[dict]:
-    """Accuracies of a Bal-BCE run under each decision rule, from its stored test logits."""
+    """Accuracies of a run by the argmax of its stored test logits, and by the Bayes rule read from them.
+
+    Groups are of a balanced test. `long-tailed` and `inverted` are other test priors, for which the second rule decides
+    anew; the accuracy is then the classes' weighted by that prior.
+    """
     split, logits = train.load_split(run.recipe, run.seed), run.logits()
-    prior = longtail.prior(split.counts)
-    bias = run.recipe.loss_options.get("tau", 1.0) * losses.logit_bias_bce(prior)
-    scores = {
-        "raw argmax": logits["cls"],
-        "repaired": losses.decide_bce(logits["cls"], prior, torch.full_like(prior, 1 / len(prior)), bias=bias),
-    }
-    names = ("all", "head", "mid", "tail")
-    rows = []
-    for rule, score in scores.items():
-        found = metrics.evaluate_logits(score, logits["targets"], split.counts, split.groups)
-        rows += [
-            {"recipe": run.recipe.name, "seed": run.seed, "method": rule, "group": g, "accuracy": found[g]}
-            for g in names
-        ]
+    prior, decide, rows = longtail.prior(split.counts), decider(run, longtail.prior(split.counts)), []
+    tests = {"uniform": torch.full_like(prior, 1 / len(prior)), "long-tailed": prior, "inverted": prior.flip(0)}
+    for method in ("raw argmax", NAMES[run.recipe.loss]):
+        found = {}
+        for name, test in tests.items():
+            scores = logits["cls"] if method == "raw argmax" else decide(logits["cls"], test)
+            right = metrics.per_class_accuracy(scores.argmax(1), logits["targets"], len(prior))
+            found |= {name: (right * test).sum().item()} if name != "uniform" else groups(right, split)
+        common = {"recipe": run.recipe.name, "seed": run.seed, "method": method}
+        rows += [common | {"group": group, "accuracy": value} for group, value in found.items()]
     return rows
+
+
+def groups(right: torch.Tensor, split) -> dict[str, float]:
+    """Means of (C,) accuracies: all, head, mid, tail."""
+    names = {metrics.INDEX_GROUPS[name]: right[mask].mean().item() for name, mask in split.groups.items()}
+    return {"all": right.mean().item()} | names
+
+
+def leaning(run: runs.Run) -> tuple[list[dict], list[dict]]:
+    """The control: a plain shift z - t log pi of the logits towards the tail. Rows of rules, and of the curve over t.
+
+    A run evaluated on a validation part chooses t there, and is then measured on the test set. Two bounds stand beside
+    it: the t with which as many test images are called tail classes as by the repaired rule (looking at no label), and
+    the t that is best on the test set itself.
+    """
+    split, recipe, part = train.load_split(run.recipe, run.seed), run.recipe, run.logits()
+    prior = longtail.prior(split.counts)
+
+    def by_group(scores: torch.Tensor) -> dict[str, float]:
+        return groups(metrics.per_class_accuracy(scores.argmax(1), part["targets"], len(prior)), split)
+
+    chosen = {"raw argmax": 0.0}
+    if recipe.evaluate_on == "val":
+        found = [by_group(part["cls"] - t * prior.log())["all"] for t in SHIFTS]
+        best = [t for t, a in zip(SHIFTS, found, strict=True) if a > max(found) - 1e-9]
+        chosen["shift, t chosen on validation"] = best[len(best) // 2]  # among equals the middle one
+        model, _ = train.build(run, split)
+        part = train.predict_logits(model, split.test, recipe, split.mean, split.std) | {"targets": split.test.targets}
+    logits, repaired = part["cls"], {}
+    if recipe.loss != "balanced_ce":  # whose rule, with tau = 1, is its argmax
+        scores = decider(run, prior)(logits, torch.full_like(prior, 1 / len(prior)))
+        repaired = {NAMES[recipe.loss]: by_group(scores)}
+    if recipe.loss == "balanced_bce":
+        tail, finer = split.groups["few"], [t / 100 for t in range(301)]
+        answers = torch.stack([tail[s.argmax(1)].sum() for s in (scores, *(logits - t * prior.log() for t in finer))])
+        chosen["shift, as many tail answers"] = finer[(answers[1:] - answers[0]).abs().argmin()]
+    curve = [{"t": t} | by_group(logits - t * prior.log()) for t in SHIFTS]
+    chosen["shift, t best on the test set"] = max(curve, key=lambda row: row["all"])["t"]
+    trained_on = "all" if recipe.evaluate_on == "test" else "nine tenths"
+    common = {"recipe": recipe.name, "seed": run.seed, "trained on": trained_on}
+    found = repaired | {name: by_group(logits - t * prior.log()) for name, t in chosen.items()}
+    table = [
+        common | {"method": name, "t": chosen.get(name), "group": group, "accuracy": value}
+        for name, by in found.items()
+        for group, value in by.items()
+    ]
+    return table, [common | row for row in curve]
+
+
+def decision_study(found: list[runs.Run]) -> None:
+    """The three tables of notebook 05: rules, the control and its curves, for every run whose loss has a rule."""
+    known = ("balanced_bce", "balanced_ce", "cross_entropy", "bce")
+    found = [r for r in found if r.recipe.kind == "finetune" and r.recipe.loss in known and r.recipe.trains == "all"]
+    whole = [run for run in found if not runs.changes(run.recipe)]
+    held_out = [run for run in found if set(runs.changes(run.recipe)) == {"evaluate_on"}]
+    save("decision_rules", pd.DataFrame([row for run in whole for row in decisions(run)]))
+    tables, curves = zip(*(leaning(run) for run in whole + held_out), strict=True)
+    save("decision_control", pd.DataFrame(sum(tables, [])))
+    drawn = pd.DataFrame(sum(curves, []))
+    save("decision_curve", drawn[drawn["recipe"].isin(CURVES) & (drawn["trained on"] == "all")])
+
+
+def post_hoc(run: runs.Run) -> list[dict]:
+    """What a finished network of the zoo gives under rules that need no training of their own (notebook 06)."""
+    model, split = train.build(run)
+    name, z, prior = run.recipe.name, run.logits()["cls"], longtail.prior(split.counts)
+    if name == "digits_mgp_ce":
+        models.tau_normalise(model, 1.0)
+        normalised = train.predict_logits(model, split.test, run.recipe, split.mean, split.std)["cls"]
+        rules = {"post-hoc logit adjustment": z - losses.logit_bias_ce(prior), "tau-norm": normalised}
+    elif name == "digits_livt":
+        uniform, bias = torch.full_like(prior, 1 / len(prior)), losses.logit_bias_bce(prior)
+        rules = {"Bal-BCE, repaired": losses.decide_bce(z, prior, uniform, bias=bias)}
+    else:
+        rules = {"LDAM, logits x 30": 30 * z}  # the scale that the loss trains with
+    return [row for rule, scores in rules.items() for row in _scored(run, split, "method", rule, scores)]
+
+
+def tau_sweep(run: runs.Run) -> list[dict]:
+    """A Bal-BCE or BCE run's test logits moved from its own tau to others: z + (tau_trained - tau) B."""
+    split, z = train.load_split(run.recipe, run.seed), run.logits()["cls"]
+    bias = losses.logit_bias_bce(longtail.prior(split.counts))
+    trained = run.recipe.loss_options.get("tau", 1.0) if run.recipe.loss == "balanced_bce" else 0.0
+    grid = [i / 10 for i in range(21)]
+    return [row for tau in grid for row in _scored(run, split, "tau", tau, z + (trained - tau) * bias)]
+
+
+def _scored(run: runs.Run, split, column: str, value, scores: torch.Tensor) -> list[dict]:
+    """Tidy rows: recipe, seed, `column`, group, and accuracy or calibration error as a fraction."""
+    found = metrics.evaluate_logits(scores, run.logits()["targets"], split.counts, split.groups)
+    return [{"recipe": run.recipe.name, "seed": run.seed, column: value, "group": g, "accuracy": v}
+            for g, v in found.items() if g != "top1"]  # fmt: skip
+
+
+def loss_curve(run: runs.Run, every: int = 5) -> pd.DataFrame:
+    """Training loss and accuracy on the training batches, averaged over blocks of epochs (`epoch`: the last)."""
+    curve = run.curve
+    blocks = curve.groupby((curve["epoch"] // every).rename("block"), as_index=False)
+    means = blocks.agg(epoch=("epoch", "max"), loss=("loss", "mean"), accuracy=("accuracy", "mean"))
+    means.insert(0, "recipe", run.recipe.name)
+    means.insert(1, "seed", run.seed)
+    return means.drop(columns="block", errors="ignore")
+
+
+def zoo(finished: list[runs.Run]) -> None:
+    """The three tables of notebook 06."""
+    named = {name: [run for run in finished if run.recipe.name == name] for name in recipes.names()}
+    adjusted = named["digits_mgp_ce"] + named["digits_livt"] + named["digits_mgp_ldam"] + named["digits_mgp_ldam_drw"]
+    save("zoo_post_hoc", pd.DataFrame([row for run in adjusted for row in post_hoc(run)]))
+    swept = named["digits_mgp_bce"] + named["digits_livt"]
+    save("tau_post_hoc", pd.DataFrame([row for run in swept for row in tau_sweep(run)]))
+    save("ldam_curves", pd.concat([loss_curve(run) for run in named["digits_vit_ce"] + named["digits_vit_ldam"]]))
 
 
 def main(folder: str) -> None:
     finished = [run for run in runs.collect(folder) if not runs.changes(run.recipe)]
-    bal_bce = [run for run in finished if getattr(run.recipe, "loss", "") == "balanced_bce"]
-    save("decision_rules", pd.DataFrame([row for run in bal_bce for row in decisions(run)]))
+    zoo(finished)
+    decision_study(runs.collect(folder))
     kinds = {
         "digits_mgp": ("digits", "long-tailed"),
         "digits_mgp_balanced": ("digits", "balanced"),
