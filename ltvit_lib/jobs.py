@@ -98,7 +98,7 @@ class Job(ABC):
             options |= {} if recipe.layer_scale is None else {"init_values": recipe.layer_scale}
             if "distilled" not in recipe.model:
                 # LiVT: average pooling with its own norm; while pre-training the norm belongs to the encoder
-                options["global_pool"] = "token" if isinstance(recipe, Pretrain) else "avg"
+                options["global_pool"] = "token" if isinstance(recipe, Pretrain) else recipe.pool
         return models.create(recipe.model, drop_path_rate=recipe.drop_path, **options)
 
     def start_from(self, model: nn.Module, path: Path) -> None:

@@ -4,12 +4,14 @@ import dataclasses
 import inspect
 import re
 
-from ltvit_lib import losses, recipes
+from ltvit_lib import losses, published, recipes
 
 import pytest
 import torch
 
-KINDS = (recipes.Recipe, recipes.Pretrain, recipes.Finetune, recipes.Teacher, recipes.Distil)
+KINDS = (
+    recipes.Recipe, recipes.Pretrain, recipes.Finetune, recipes.Teacher, recipes.Contrast, recipes.Distil,
+)  # fmt: skip
 REQUIRED = {"nt_bce": {"lam": 5.0}, "focal": {"gamma": 2.0}}
 SOFT = ("cross_entropy", "balanced_ce", "bce", "balanced_bce", "nt_bce")
 
@@ -35,6 +37,17 @@ def test_every_field_has_a_comment(kind):
     for name in own:
         line = next(line for line in lines if line.startswith(f"    {name}: "))
         assert re.search(r"  # \S+", line), f"{kind.__name__}.{name} does not say what it is"
+
+
+def test_the_rows_of_deit_lts_cifar_tables_are_recipes():
+    """Every own number of Tables 2, 5 and 6, by the recipe that should reach it."""
+    reached = {recipes.get(name).reaches.split(" %")[0] for name in recipes.names() if name.startswith("paper_")}
+    two, five, six = (published.table("DeiT-LT", n) for n in ("2", "5", "6"))
+    own = ["L-D-SAM teacher", "PaCo+SAM teacher", "ViT", "ViT (cRT)", "DeiT", "DeiT-III"]
+    own += ["DeiT-LT (L-D-SAM)", "DeiT-LT (PaCo+SAM)"]
+    wanted = [*two.loc[own].stack(), *five.iloc[1:].stack(), *six["all"]]
+    assert len(wanted) == 32 + 6 + 6
+    assert {f"{value:g}" for value in wanted} <= reached
 
 
 def test_learning_rate_follows_the_effective_batch():
