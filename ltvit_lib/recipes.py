@@ -365,7 +365,7 @@ _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_mgp_bal_ce", loss="balanced_ce
 _add(replace(LAPTOP_LIVT, name="laptop_mgp_bal_ce", loss="balanced_ce"))
 
 # --- the papers ------------------------------------------------------------------------------------------------
-# DeiT-LT on CIFAR-10/100-LT (its Tables 1, 2, 5, 6; teachers as LDAM-DRW, Saddle-LongTail and PaCo train them). `c10` is
+# DeiT-LT on CIFAR-10/100-LT: Tables 1, 2, 5 and 6; teachers as LDAM-DRW, Saddle-LongTail and PaCo train them. `c10` is
 # rho = 100, `c10_rho50` 50. What is published nowhere is ours, and says so.
 
 

@@ -320,9 +320,12 @@ def _peak_memory(device: torch.device) -> int:
 def predict_logits(model: nn.Module, part: Images, recipe: Recipe, mean, std, accelerator=None) -> dict[str, Tensor]:
     """Logits (N, C) of every head for a set of images: `cls`; with a DIST token also `dist` and their average `avg`.
 
-    Cosine classifiers are scaled by LDAM's s. With several processes each takes every n-th image.
+    Logits that LDAM trained, cosines or not, are multiplied by its scale: their softmax is the loss's. With several
+    processes each takes every n-th image.
     """
     model.eval()
+    ldam = getattr(recipe, "loss", "") == "ldam"
+    scale = recipe.loss_options.get("scale", 30.0) if ldam else 1.0
     device = next(model.parameters()).device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     rows = []
@@ -330,7 +333,7 @@ def predict_logits(model: nn.Module, part: Images, recipe: Recipe, mean, std, ac
         images = augment.evaluate(part.images[index].to(device), recipe.image_size, mean, std, recipe.eval_crop)
         with accelerator.autocast() if accelerator else contextlib.nullcontext():
             cls, dist = models.head_logits(model, images)
-        cls = cls.float() * models.logit_scale(model)
+        cls = cls.float() * scale
         rows.append((index, cls.cpu(), None if dist is None else dist.float().cpu()))
     rows = gather_object(rows) if world > 1 else rows
     index = torch.cat([r[0] for r in rows]).argsort()

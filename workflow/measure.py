@@ -132,11 +132,9 @@ def post_hoc(run: runs.Run) -> list[dict]:
         models.tau_normalise(model, 1.0)
         normalised = train.predict_logits(model, split.test, run.recipe, split.mean, split.std)["cls"]
         rules = {"post-hoc logit adjustment": z - losses.logit_bias_ce(prior), "tau-norm": normalised}
-    elif name == "digits_livt":
+    else:
         uniform, bias = torch.full_like(prior, 1 / len(prior)), losses.logit_bias_bce(prior)
         rules = {"Bal-BCE, repaired": losses.decide_bce(z, prior, uniform, bias=bias)}
-    else:
-        rules = {"LDAM, logits x 30": 30 * z}  # the scale that the loss trains with
     return [row for rule, scores in rules.items() for row in _scored(run, split, "method", rule, scores)]
 
 
@@ -169,7 +167,7 @@ def loss_curve(run: runs.Run, every: int = 5) -> pd.DataFrame:
 def zoo(finished: list[runs.Run]) -> None:
     """The three tables of notebook 06."""
     named = {name: [run for run in finished if run.recipe.name == name] for name in recipes.names()}
-    adjusted = named["digits_mgp_ce"] + named["digits_livt"] + named["digits_mgp_ldam"] + named["digits_mgp_ldam_drw"]
+    adjusted = named["digits_mgp_ce"] + named["digits_livt"]
     save("zoo_post_hoc", pd.DataFrame([row for run in adjusted for row in post_hoc(run)]))
     swept = named["digits_mgp_bce"] + named["digits_livt"]
     save("tau_post_hoc", pd.DataFrame([row for run in swept for row in tau_sweep(run)]))
