@@ -206,7 +206,8 @@ print("logits", tuple(ViT(**shape)(images).shape))
 # %% [markdown]
 # ## timm's, with the same weights
 # Our parameters bear timm's names, so `load_state_dict` copies them. New networks have zero biases and unit norms, which would
-# hide mistakes: first every weight gets a random push.
+# hide mistakes: first every weight gets a random push. Would we notice a mistake even so? Three that are easy to make, each of
+# which loads the same weights without complaint, stand below.
 
 
 # %%
@@ -227,11 +228,6 @@ for pool in ("token", "avg"):
     largest = theirs(images).abs().max().item()
     print(f"{pool:5}: logits up to {largest:.1f}, differ by {difference:.0e} at most")
 
-# %% [markdown]
-# Equal to within rounding, under both ways of pooling. Would we notice a mistake? Three that are easy to make, each of which
-# loads the same weights without complaint:
-
-# %%
 for kind, setting, wrong in (
     (nn.LayerNorm, "eps", 1e-5),  # torch's default; ViTs have 1e-6
     (nn.GELU, "approximate", "tanh"),
@@ -245,7 +241,8 @@ for kind, setting, wrong in (
     print(f"{kind.__name__}.{setting} = {wrong}: logits off by {off:.0e}")
 
 # %% [markdown]
-# All three exceed 1e-5, the first by little: a checkpoint that loads proves nothing, a comparison of logits does.
+# Equal to within rounding, under both ways of pooling. All three mistakes exceed 1e-5, the first by little: a checkpoint that
+# loads proves nothing, a comparison of logits does.
 #
 # ## Where the parameters and the work are
 # A block of width $D$ has $12D^2 + 13D$ parameters, a third of the matrices in attention and two thirds in the MLP. Over $T$
@@ -253,10 +250,12 @@ for kind, setting, wrong in (
 #
 # $$\underbrace{12\,T D^2}_{\text{linear layers}} + \underbrace{2\,T^2 D}_{QK^\top \text{ and } AV}$$
 #
-# multiply-adds (two FLOPs each). Counted here part by part:
+# multiply-adds (two FLOPs each). Counted here part by part. Is the sum right? A second opinion: build the networks without
+# memory for their weights (torch's `meta` device), count the tensors, and let torch's own counter watch a forward pass.
 
 
 # %%
+# NBVAL_CHECK_OUTPUT
 def costs(side, patch, width, depth, classes, channels=1, **_):
     """Parameters and multiply-adds per image of every part of a ViT with a class token."""
     n, d, pixels = (side // patch) ** 2, width, channels * patch**2
@@ -273,12 +272,6 @@ def costs(side, patch, width, depth, classes, channels=1, **_):
     return pd.DataFrame(rows, index=["parameters", "multiply-adds"]).T
 
 
-# %% [markdown]
-# Is the sum right? A second opinion: build the networks without memory for their weights (torch's `meta` device), count the
-# tensors, and let torch's own counter watch a forward pass.
-
-# %%
-# NBVAL_CHECK_OUTPUT
 base = dict(side=224, patch=16, width=768, depth=12, heads=12, classes=1000, channels=3)
 compact = dict(side=32, patch=4, width=96, depth=6, heads=3, classes=10, channels=3)
 shares = {}
@@ -289,11 +282,8 @@ for name, s in (("8 px, 64 x 4", shape), ("32 px, 96 x 6", compact), ("224 px, V
         model(torch.empty(1, s.get("channels", 1), s["side"], s["side"]))
     assert total["parameters"] == sum(p.numel() for p in model.parameters())
     assert total["multiply-adds"] == counter.get_total_flops() / 2
-    size, work = total["parameters"], total["multiply-adds"]
-    print(f"{name:17} {size:>10,} parameters {work:>14,} multiply-adds")
-    shares[name] = (100 * parts / total).rename(
-        columns={"parameters": "param. %", "multiply-adds": "work %"}
-    )
+    print(f"{name:17} {total.iloc[0]:>10,} parameters {total.iloc[1]:>14,} multiply-adds")
+    shares[name] = (100 * parts / total).set_axis(["param. %", "work %"], axis=1)
 with torch.device("meta"):
     timms = models.create("vit_base_patch16_224")
 print("timm's ViT-B/16  ", f"{sum(p.numel() for p in timms.parameters()):>10,} parameters\n")
@@ -405,11 +395,6 @@ trained = [
     for n in lengths
 ]
 names = [f"{run.recipe.epochs} epochs" for run in trained]
-pd.concat(
-    [run.table(("all", "head", "mid", "tail")).set_axis([n]) for run, n in zip(trained, names)]
-)
-
-# %%
 rows = [
     (name, digit, split.counts[digit], accuracy)
     for run, name in zip(trained, names)
@@ -425,6 +410,8 @@ ax.set_xticks(range(10), [f"{digit}\n{n}" for digit, n in enumerate(split.counts
 ax.set(xlabel="digit, and its training images", ylabel="accuracy (%)", ylim=(0, 103))
 ax.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 plots.save_figure(fig, "head_first", table)
+groups = ("all", "head", "mid", "tail")
+pd.concat([run.table(groups).set_axis([name]) for run, name in zip(trained, names)])
 
 # %% [markdown]
 # *50 test images a digit, one seed.* A staircase: the shortest run answers 0 to every image, the next knows two digits, and
@@ -434,7 +421,10 @@ plots.save_figure(fig, "head_first", table)
 #
 # ## Another grid
 # Position vectors belong to a grid: 4 x 4 here. For larger images, keep the prefix tokens' vectors and enlarge the grid of
-# the others like a picture of $D$ channels (bicubic, as MAE and LiVT do before fine-tuning):
+# the others like a picture of $D$ channels (bicubic, as MAE and LiVT do before fine-tuning).
+#
+# Does it help? The longest run's network on digits enlarged to 12 and 16 px, with patches of 2 px as before, without any
+# further training. Beside the interpolated vectors: the same ones shuffled, and their mean in every place.
 
 
 # %%
@@ -447,34 +437,24 @@ def regrid(pos_embed, grid, prefix=1):
     return torch.cat([kept, picture.flatten(2).transpose(1, 2)], dim=1)
 
 
-vit, _ = train.build(trained[-1], split)
-weights = vit.state_dict()
+weights = train.build(trained[-1], split)[0].state_dict()
 position = weights["pos_embed"]
 theirs = resample_abs_pos_embed(position, [6, 6], num_prefix_tokens=1, antialias=False)
-assert torch.allclose(regrid(position, 6), theirs, atol=1e-6)
-print(tuple(position.shape), "->", tuple(regrid(position, 6).shape))
+assert torch.allclose(regrid(position, 6), theirs, atol=1e-6)  # timm's does the same
 
-# %% [markdown]
-# Does it help? The longest run's network on digits enlarged to 12 and 16 px, with patches of 2 px as before, without any
-# further training. Beside the interpolated vectors: the same ones shuffled, and their mean in every place.
-
-# %%
 torch.manual_seed(0)
 rows = {}
 for side in (8, 12, 16):
     larger = augment.evaluate(split.test.images, side, split.mean, split.std)
     vit = ViT(**shape | {"side": side}, pool="avg")
-    right = regrid(position, side // 2)
-    places = right[:, 1:]
+    cls, places = regrid(position, side // 2).tensor_split([1], dim=1)
     kinds = {
-        "interpolated": right,
-        "shuffled": torch.cat([right[:, :1], places[:, torch.randperm(places.shape[1])]], dim=1),
-        "mean everywhere": torch.cat(
-            [right[:, :1], places.mean(1, keepdim=True).expand_as(places)], 1
-        ),
+        "interpolated": places,
+        "shuffled": places[:, torch.randperm(places.shape[1])],
+        "mean everywhere": places.mean(1, keepdim=True).expand_as(places),
     }
-    for name, positions in kinds.items():
-        vit.load_state_dict(weights | {"pos_embed": positions})
+    for name, moved in kinds.items():
+        vit.load_state_dict(weights | {"pos_embed": torch.cat([cls, moved], dim=1)})
         hits = vit(larger).argmax(1) == split.test.targets
         rows.setdefault(f"{side} px", {})[name] = 100 * hits.double().mean().item()
 pd.DataFrame(rows).T.round(1).rename_axis("accuracy (%)")
@@ -554,4 +534,4 @@ check(break_even, slowly, (64, 4), (192, 4), (768, 4), (96, 2))
 # ```
 # </details>
 #
-# **Next:** [04 · the bias, derived](04_the_bias_derived.ipynb).
+# **Next:** [03 · a plain ViT on a tail](03_a_plain_vit_on_a_tail.ipynb).

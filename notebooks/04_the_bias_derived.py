@@ -26,7 +26,13 @@ rho: float = 100.0  # imbalance factor of the log(C - 1) experiment
 steps: int = 100  # of that experiment
 sliders: bool = False  # True shows the sliders where JupyterLab is not recognised
 
+# %% [markdown]
+# ## A problem whose posterior is known
+# Five different pictures, four classes, and how often each pair occurs: 163 images with a tail. The training prior is
+# $\pi_y = n_y/N$, the posterior $\eta_y(x) = n(x,y)/n(x)$ exactly, and the class likelihood $P(x\mid y) = n(x,y)/n_y$.
+
 # %%
+# NBVAL_CHECK_OUTPUT
 import os
 
 from ltvit_lib import longtail, losses, plots
@@ -48,13 +54,6 @@ def agree(left, right):
     return sp.simplify(sp.expand_log(left - right, force=True)) == 0
 
 
-# %% [markdown]
-# ## A problem whose posterior is known
-# Five different pictures, four classes, and how often each pair occurs: 163 images with a tail. The training prior is
-# $\pi_y = n_y/N$, the posterior $\eta_y(x) = n(x,y)/n(x)$ exactly, and the class likelihood $P(x\mid y) = n(x,y)/n_y$.
-
-# %%
-# NBVAL_CHECK_OUTPUT
 occurs = torch.tensor([[60, 6, 2, 1], [20, 18, 2, 1], [9, 6, 9, 1], [7, 4, 1, 3], [4, 6, 2, 1]])
 prior = occurs.sum(0).double() / occurs.sum()
 posterior = occurs.double() / occurs.sum(1, keepdim=True)
@@ -121,10 +120,13 @@ print({name: agree(*sides) for name, sides in lines.items()})
 # It is only *proportional* to it, with a factor that depends on $x$: the $c(x)$ above.
 #
 # Now by fitting instead of algebra: one free logit for every picture and class, Bal-CE from the library, L-BFGS in
-# float64. If Theorem 1 is right, $\log\eta - B$ must come out, up to a constant for each picture.
+# float64. If Theorem 1 is right, $\log\eta - B$ must come out, up to a constant for each picture. These logits must also
+# *decide* as Bayes does on a balanced test set, where the best class is the one most likely to look like this,
+# $\arg\max_y P(x\mid y)$. Plain CE is fitted beside it:
 
 
 # %%
+# NBVAL_CHECK_OUTPUT
 def minimise(weights, value):
     """Brings a float64 tensor to the minimum of value()."""
     search = torch.optim.LBFGS(
@@ -156,14 +158,8 @@ fitted_ce = fit(lambda v, y: losses.balanced_ce(v, y, prior))
 closed_ce = posterior.log() - losses.logit_bias_ce(prior)
 error = (centred(fitted_ce) - centred(closed_ce)).abs().max().item()
 assert error < 1e-6
-print(f"largest difference from log(eta) - B: {error:.0e}")
+print("Bal-CE's logits are log(eta) - B to 1e-6, up to a constant")
 
-# %% [markdown]
-# Those logits must also *decide* as Bayes does on a balanced test set, where the best class is the one most likely to look
-# like this, $\arg\max_y P(x\mid y)$. Plain CE is fitted beside it:
-
-# %%
-# NBVAL_CHECK_OUTPUT
 likelihood = occurs.double() / occurs.sum(0)
 plain = fit(losses.cross_entropy)
 print("CE      decides", plain.argmax(1).tolist())
@@ -178,7 +174,9 @@ print("Bayes, balanced", likelihood.argmax(1).tolist())
 # $$\frac{\partial L_\text{Bal-CE}}{\partial z_y} = \operatorname{softmax}(z+B)_y - 1, \qquad
 # \frac{\partial L_\text{Bal-BCE}}{\partial z_y} = \sigma(z_y+B_y) - 1 = -\frac{1}{1+e^{z_y+B_y}} \tag{1.6}$$
 #
-# Bal-BCE is printed correctly. As printed, Bal-CE would push the right class *down*.
+# Bal-BCE is printed correctly. As printed, Bal-CE would push the right class *down*. The same appendix says that in Bal-BCE
+# a bias does not touch the gradient of any *other* class. That is right, and it is the real difference between the losses:
+# last, how the gradient of the rarest class answers to the bias of each class.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -192,22 +190,16 @@ print("sympy:", agree(sp.diff(y_first, z[0]), softmax(with_prior)[0] - 1))
 print(f"Bal-CE,  class in the image: printed {printed_ce:+.3f}, autograd {ce[0, 0].item():+.3f}")
 print(f"Bal-BCE, class in the image: printed {printed_bce:+.3f}, autograd {bce[0, 0].item():+.3f}")
 
-# %% [markdown]
-# The two Bal-CE numbers differ by exactly 1. The same appendix says that in Bal-BCE a bias does not touch the gradient of
-# any *other* class. That is right, and it is the real difference between the losses: how the gradient of class $j$ (row)
-# answers to the bias of class $i$ (column),
-
-# %%
-# NBVAL_CHECK_OUTPUT
 label = torch.tensor([0])
 gradient_ce = lambda bias: F.softmax(logits[0].detach() + bias, 0) - F.one_hot(label[0], 4)
 gradient_bce = lambda bias: torch.sigmoid(logits[0].detach() + bias) - F.one_hot(label[0], 4)
 for name, gradient, at in (("Bal-CE", gradient_ce, prior.log()), ("Bal-BCE", gradient_bce, b)):
     couples = torch.autograd.functional.jacobian(gradient, at)
-    print(name, *[f"{v:6.3f}" for v in couples[3].tolist()], " <- the rarest class")
+    print(f"{name + ',':8} rarest class:", *[f"{v:6.3f}" for v in couples[3].tolist()])
 
 # %% [markdown]
-# Under Bal-CE a larger bias of the head also moves the rarest class; under Bal-BCE only its own bias does.
+# The two Bal-CE numbers differ by exactly 1. Under Bal-CE a larger bias of the head also moves the rarest class; under Bal-BCE
+# only its own bias does.
 #
 # ## Theorem 2: the bias of binary cross-entropy
 # BCE asks one yes-or-no question for each class, $\sigma(z) = e^z/(e^z + e^0)$. Weight "yes" by its number of images and "no"
@@ -222,7 +214,8 @@ for name, gradient, at in (("Bal-CE", gradient_ce, prior.log()), ("Bal-BCE", gra
 # $$z^\star = \log\frac{\eta}{1-\eta} - B = \log\frac{P(x\mid y)}{P(x\mid \text{not } y)}, \qquad
 # P(x\mid\text{not }y) = \sum_{j\neq y}\frac{\pi_j}{1-\pi_y}\,P(x\mid j) \tag{2.3}$$
 #
-# the log-likelihood ratio of "this class" against "any other", with the prior of the *question* removed.
+# the log-likelihood ratio of "this class" against "any other", with the prior of the *question* removed. By algebra, then by
+# fitting:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -247,7 +240,6 @@ lines = {
 }
 print({name: agree(*sides) for name, sides in lines.items()})
 
-# %%
 fitted_bce = fit(lambda v, y: losses.balanced_bce(v, y, prior))
 closed_bce = torch.logit(posterior) - losses.logit_bias_bce(prior)
 error = (fitted_bce - closed_bce).abs().max().item()
@@ -255,7 +247,7 @@ rest = (
     (1 - posterior) * occurs.sum(1, keepdim=True) / (occurs.sum() - occurs.sum(0))
 )  # P(x | not y)
 assert error < 1e-6 and torch.allclose(fitted_bce, (likelihood / rest).log(), atol=1e-6)
-print(f"largest difference from logit(eta) - B: {error:.0e}")
+print("Bal-BCE's logits are logit(eta) - B to 1e-6")
 
 # %% [markdown]
 # Here nothing is left open: a sigmoid has no constant that cancels, so the fitted logits are the closed form itself.
@@ -277,6 +269,9 @@ print(f"largest difference from logit(eta) - B: {error:.0e}")
 #
 # $$P_s(x\mid\text{not }1) - P_t(x\mid\text{not }1) =
 # \frac{(p_2-p_3)\,(\pi^s_2\pi^t_3-\pi^s_3\pi^t_2)}{(\pi^s_2+\pi^s_3)(\pi^t_2+\pi^t_3)} \tag{3.4}$$
+#
+# So Theorem 3 is exact with two classes, or when the other classes keep their proportions, and otherwise an approximation. On
+# our five pictures, fitted with equation 10, $\sigma(z)$ against the true posterior of a balanced test set:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -295,12 +290,6 @@ lines = {
 }
 print({name: agree(*sides) for name, sides in lines.items()})
 
-# %% [markdown]
-# So Theorem 3 is exact with two classes, or when the other classes keep their proportions, and otherwise an approximation. On
-# our five pictures, fitted with equation 10, $\sigma(z)$ against the true posterior of a balanced test set:
-
-# %%
-# NBVAL_CHECK_OUTPUT
 uniform = torch.full((4,), 0.25, dtype=torch.float64)
 fitted_10 = fit(lambda v, y: losses.balanced_bce(v, y, prior, test_prior=uniform))
 truth = likelihood / likelihood.sum(1, keepdim=True)
@@ -475,22 +464,22 @@ plots.save_figure(fig, "bias_and_test_prior", table)
 def explore(classes=10, rho=100.0, tau=1.0, chosen=0, future="uniform"):
     fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained")
     draw(*axes, classes, rho, (tau,), (min(chosen, classes - 1),), future)
+    axes[0].set_ylim(-10, 10)  # the axes stay, the curves move
     for ax in axes:
         ax.legend(frameon=False, fontsize=9)
     plt.show()
 
 
-knobs = {
-    "classes": lambda: widgets.SelectionSlider(
-        options=[2, 5, 10, 20, 50, 100, 365, 1000], value=10
-    ),
-    "rho": lambda: widgets.FloatLogSlider(value=100, min=0, max=3, step=0.25),
-    "tau": lambda: widgets.FloatSlider(value=1, min=0, max=2, step=0.1),
-    "chosen": lambda: widgets.IntSlider(value=0, min=0, max=999, description="class"),
-    "future": lambda: widgets.Dropdown(options=list(FUTURE), description="test prior"),
-}
 if sliders or "JPY_SESSION_NAME" in os.environ:  # a live JupyterLab, not nbconvert or papermill
-    display(widgets.interactive(explore, **{name: make() for name, make in knobs.items()}))
+    knobs = {
+        "classes": widgets.SelectionSlider(options=[2, 5, 10, 20, 50, 100, 365, 1000], value=10),
+        "rho": widgets.FloatLogSlider(value=100, min=0, max=3, step=0.25, readout_format=".0f"),
+        "tau": widgets.FloatSlider(value=1, min=0, max=2, step=0.1),
+        "chosen": widgets.IntSlider(value=0, min=0, max=9, description="class"),
+        "future": widgets.Dropdown(options=list(FUTURE), description="test prior"),
+    }
+    widgets.dlink((knobs["classes"], "value"), (knobs["chosen"], "max"), lambda c: c - 1)
+    display(widgets.interactive(explore, **knobs))
 
 # %% [markdown]
 # ## What does log(C - 1) do?
@@ -586,7 +575,9 @@ plots.save_figure(fig, "log_c_minus_1", curves)
 # its learning rate a step, so $\log 999 = 6.9$ takes some 700 steps. After 100 steps 4.6 % of the balanced test set are
 # right with the term and 41.3 % without; for C = 10, 92.7 % and 96.4 %.
 #
-# Would another optimiser or learning rate say otherwise? Accuracy (%) on the balanced test set at the last step, C = 100:
+# Would another optimiser or learning rate say otherwise? Accuracy (%) on the balanced test set at the last step, C = 100. And
+# the identity needs the trainable bias: two made-up features for each of the five pictures, a linear head trained to its
+# minimum with and without the term, and the largest difference between the logits that *training* sees, $z + B$.
 
 # %%
 rows = {}
@@ -597,20 +588,8 @@ for method, lr in trials:
         name: first_steps(100, extra, lr=lr, method=method)["accuracy"].iloc[-1]
         for name, extra in (("without", False), ("with", True))
     }
-pd.DataFrame(rows).T.round(1)
+print(pd.DataFrame(rows).T.round(1).to_string(), "\n")
 
-# %% [markdown]
-# With AdamW, which both papers use, leaving the term out wins at every rate, and the best run of all is without it. With SGD,
-# whose steps grow with the gradient, the two are level at a high rate and the term wins at one rate of three. No run became
-# unstable. (One seed, a linear head on fixed features, no warm-up: a ViT may differ, but the identity above holds there too.)
-# The term is a matter of initialisation, and one line of code, $b = -\log(C-1)$, undoes it.
-#
-# The identity needs the trainable bias. Two made-up features for each of the five pictures, a linear head trained to its
-# minimum with and without the term, and the largest difference between the logits that *training* sees, $z + B$:
-
-
-# %%
-# NBVAL_CHECK_OUTPUT
 features = torch.tensor([[1.0, 0.2], [0.4, -0.6], [-0.3, 0.9], [-0.8, -0.5], [0.1, 0.7]]).double()
 
 
@@ -627,7 +606,11 @@ for name, inputs in (("bias", F.pad(features, (0, 1), value=1.0)), ("no bias", f
     print(f"head with {name}: {apart:.3f}")
 
 # %% [markdown]
-# With a bias the two heads are the same classifier; without one the term is part of the model. ViT heads have a bias.
+# With AdamW, which both papers use, leaving the term out wins at every rate, and the best run of all is without it. With SGD,
+# whose steps grow with the gradient, the two are level at a high rate and the term wins at one rate of three. No run became
+# unstable. (One seed, a linear head on fixed features, no warm-up: a ViT may differ, but the identity above holds there too.)
+# The term is a matter of initialisation, and one line of code, $b = -\log(C-1)$, undoes it. With a bias the two heads are the
+# same classifier; without one the term is part of the model. ViT heads have a bias.
 #
 # ## Takeaways
 # - Trained to the end, Bal-CE's logits are $\log\eta - B$ and Bal-BCE's $\operatorname{logit}\eta - B$, to 1e-6 here. Appendix B's

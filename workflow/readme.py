@@ -14,19 +14,31 @@ LAPTOP = [
     ("ViT, CE", "laptop_vit_ce", "cls", ("DeiT-LT", "2", "ViT")),
     ("ViT, Bal-BCE", "laptop_vit_bal_bce", "cls", None),
     ("LiVT", "laptop_livt", "cls", ("LiVT", "2", "LiVT")),
+    ("Teacher: ResNet, LDAM-DRW", "laptop_teacher_ldam_drw", "cls", ("DeiT-LT", "2", "LDAM+DRW")),
     ("Teacher: ResNet, LDAM-DRW-SAM", "laptop_teacher_ldam_drw_sam", "cls", ("DeiT-LT", "2", "L-D-SAM teacher")),
+    ("Teacher: ResNet, PaCo-SAM", "laptop_teacher_paco_sam", "cls", ("DeiT-LT", "2", "PaCo+SAM teacher")),
     ("DeiT-LT, average", "laptop_deit_lt", "avg", ("DeiT-LT", "2", "DeiT-LT (L-D-SAM)")),
     ("DeiT-LT, CLS", "laptop_deit_lt", "cls", ("DeiT-LT", "S.3", "cls")),
     ("DeiT-LT, DIST", "laptop_deit_lt", "dist", ("DeiT-LT", "S.3", "dist")),
 ]
 DIGITS = [
     ("ViT, CE", "digits_vit_ce", "cls", None),
+    ("ViT (cRT)", "digits_vit_crt", "cls", None),
     ("ViT, Bal-BCE", "digits_vit_bal_bce", "cls", None),
+    ("ViT, Bal-CE", "digits_vit_bal_ce", "cls", None),
     ("LiVT", "digits_livt", "cls", None),
+    ("LiVT with Bal-CE", "digits_mgp_bal_ce", "cls", None),
+    ("Teacher: ResNet-8, LDAM-DRW", "digits_teacher_ldam_drw", "cls", None),
     ("Teacher: ResNet-8, LDAM-DRW-SAM", "digits_teacher_ldam_drw_sam", "cls", None),
+    ("Teacher: ResNet-8, PaCo-SAM", "digits_teacher_paco_sam", "cls", None),
+    ("DeiT, average", "digits_deit", "avg", None),
     ("DeiT-LT, average", "digits_deit_lt", "avg", None),
     ("DeiT-LT, CLS", "digits_deit_lt", "cls", None),
     ("DeiT-LT, DIST", "digits_deit_lt", "dist", None),
+    ("DeiT-LT (PaCo-SAM), average", "digits_deit_lt_paco", "avg", None),
+    ("DeiT-LT from MGP, average", "digits_deit_lt_mgp", "avg", None),
+    ("DeiT-LT, CLS with Bal-CE, average", "digits_deit_lt_bal_ce", "avg", None),
+    ("both, average", "digits_deit_lt_mgp_bal_ce", "avg", None),
 ]
 
 
