@@ -45,7 +45,7 @@ notebooks: .venv/installed
 	$(BIN)/python workflow/pages.py tidy notebooks/*.ipynb
 
 measures: .venv/installed
-	$(BIN)/python workflow/measure.py runs
+	for part in measure teachers experts analyses; do $(BIN)/python workflow/$$part.py runs || exit 1; done
 
 readme: .venv/installed
 	$(BIN)/python workflow/readme.py

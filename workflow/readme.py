@@ -80,6 +80,25 @@ def table(rows: list) -> str:
     return "\n".join(lines)
 
 
+def experts() -> str:
+    """DeiT-LT's two heads averaged as published, and after the CLS logits were moved to the test prior."""
+    table = pd.read_csv(runs.LEDGER.parent / "experts_rules.csv")
+    table = table[(table["of"] == "average of logits") & table["prior"].isin(["as trained", "CLS moved"])]
+    names = {
+        "laptop_deit_lt": "CIFAR-10-LT, DeiT-LT", "laptop_deit_lt_mgp_bal_ce": "CIFAR-10-LT, from MGP, CLS with Bal-CE",
+        "digits_deit_lt": "digits, DeiT-LT", "digits_deit_lt_mgp": "digits, from MGP",
+        "digits_deit_lt_mgp_bal_ce": "digits, from MGP, CLS with Bal-CE",
+    }  # fmt: skip
+    balanced = table["recipe"].str.endswith("bal_ce") & (table["prior"] == "CLS moved")  # is on the test prior already
+    text = runs.mean_sd(table[table["recipe"].isin(names) & ~balanced], ["recipe", "prior"])
+    lines = ["| students | average of logits | all | head | mid | tail |", "|---|---|---|---|---|---|"]
+    for recipe, label in names.items():
+        for prior in ("as trained", "CLS moved"):
+            if (recipe, prior) in text.index:
+                lines.append(f"| {label} | {prior} | " + " | ".join(text.loc[(recipe, prior)]) + " |")
+    return "\n".join(lines)
+
+
 def decisions() -> str:
     rules = pd.read_csv(runs.LEDGER.parent / "decision_rules.csv")
     shown = [
@@ -107,6 +126,11 @@ DeiT-LT's index groups (classes 0-2, 3-6, 7-9). Seconds do not include the first
 (`losses.decide_bce`; notebook 05); nothing is retrained.
 
 {decisions()}
+
+**Experts on one prior.** DeiT-LT averages a CLS head under the training prior and a DIST head
+under another one. Moving the CLS logits to the test prior first needs no training (notebook 12).
+
+{experts()}
 
 **Digits-LT, rho = 40.** A new tail for every seed; mean ± sample standard deviation.
 
