@@ -185,7 +185,7 @@ fig = plots.plot_shot_accuracy(laptop).figure
 plots.save_figure(fig, "balanced_finetuning_laptop", laptop)
 
 # %% [markdown]
-# *CIFAR-10-LT, rho = 100, ViT of width 96 and depth 6, 24 epochs, one seed.* The balanced loss
+# *CIFAR-10-LT, rho = 100, ViT of width 96 and depth 6, 24 epochs; bars with a whisker: mean ± sd over seeds.* The balanced loss
 # alone finds a little of the tail and gives up some of the head; on top of masked pre-training it lifts every group. The same
 # repair on these networks and on the digits' three seeds, from their stored test logits:
 
@@ -197,11 +197,11 @@ rules = rules[
 runs.mean_sd(rules, ["recipe", "method"])
 
 # %% [markdown]
-# *Mean ± sample sd over three seeds on digits; one seed (no sd) at laptop scale, where training used mixup, which bends the
+# *Mean ± sample sd over three seeds on digits and two at laptop scale, where training used mixup, which bends the
 # posterior that the repair relies on.* In each pair the
 # repaired rule gains overall: the tail wins more than the head loses. On digits it brings LiVT to
-# where Bal-CE stands in the table above. Against a rule tuned on a validation split, and on real images against Bal-CE, that comparison
-# is still to be made.
+# where Bal-CE stands in the table above. Whether it does more than lean towards the tail is asked in
+# [05](05_fisher_consistency.ipynb).
 #
 # ## In numbers
 
