@@ -319,7 +319,7 @@ plots.save_figure(ax.figure, "distillation_steps", table)
 # *Percent. Digits: mean ± sample sd over three seeds; CIFAR-10-LT: one seed, 24 epochs against the paper's 1,200. A row that says* not
 # run *waits for its run.* **Supported in sum, not step by step.** On digits all three together bring the student from 81.8 to 88.1 and
 # its tail from 43 to 63. Out-of-distribution answers without DRW lift DIST (82.9 to 86.3, its tail from 47 to 60), which is the part they
-# teach, but the average only from 81.8 to 82.1: CLS keeps it down. The paper's first step is its largest (70.2 to 84.5); ours is the
+# teach, but the average only from 81.8 to 82.1 (83.0 without SAM): CLS keeps it down. The paper's first step is its largest (70.2 to 84.5); ours is the
 # one to DRW, where also mixing ends. SAM adds nothing here (87.9 to 88.1). And the first row has a teacher that differs in two things,
 # what it saw and its loss (CE), in Table 1 as in ours.
 #
