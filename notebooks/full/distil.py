@@ -30,7 +30,9 @@ recipe: str = "laptop_deit_lt"  # a name from ltvit_lib.recipes
 seed: int = 0  # seeds weights, order, augmentation and mixing
 overrides: dict = {}  # fields of the recipe to change, such as {"epochs": 4, "drw_epoch": 3}
 out: str = ""  # run folder; empty: runs/<recipe>/seed<seed>
-teacher: str = ""  # folder of the teacher's run, or a checkpoint; empty: runs/<its recipe>/seed<seed>
+teacher: str = (
+    ""  # folder of the teacher's run, or a checkpoint; empty: runs/<its recipe>/seed<seed>
+)
 init: str = ""  # folder of the pre-training run, for a recipe that starts from one; empty: runs/<its recipe>/seed<seed>
 
 # %%
