@@ -20,6 +20,7 @@ LAPTOP = [
     ("DeiT-LT, average", "laptop_deit_lt", "avg", ("DeiT-LT", "2", "DeiT-LT (L-D-SAM)")),
     ("DeiT-LT, CLS", "laptop_deit_lt", "cls", ("DeiT-LT", "S.3", "cls")),
     ("DeiT-LT, DIST", "laptop_deit_lt", "dist", ("DeiT-LT", "S.3", "dist")),
+    ("DeiT-LT from MGP, CLS with Bal-CE, average", "laptop_deit_lt_mgp_bal_ce", "avg", None),
 ]
 DIGITS = [
     ("ViT, CE", "digits_vit_ce", "cls", None),
@@ -38,7 +39,7 @@ DIGITS = [
     ("DeiT-LT (PaCo-SAM), average", "digits_deit_lt_paco", "avg", None),
     ("DeiT-LT from MGP, average", "digits_deit_lt_mgp", "avg", None),
     ("DeiT-LT, CLS with Bal-CE, average", "digits_deit_lt_bal_ce", "avg", None),
-    ("both, average", "digits_deit_lt_mgp_bal_ce", "avg", None),
+    ("DeiT-LT from MGP, CLS with Bal-CE, average", "digits_deit_lt_mgp_bal_ce", "avg", None),
 ]
 
 
@@ -81,9 +82,9 @@ def table(rows: list) -> str:
 
 
 def experts() -> str:
-    """DeiT-LT's two heads averaged as published, and after the CLS logits were moved to the test prior."""
+    """DeiT-LT's two heads averaged as published, and after the logits of one or both were moved to the test prior."""
     table = pd.read_csv(runs.LEDGER.parent / "experts_rules.csv")
-    table = table[(table["of"] == "average of logits") & table["prior"].isin(["as trained", "CLS moved"])]
+    table = table[(table["of"] == "average of logits") & table["prior"].isin(["as trained", "CLS moved", "both moved"])]
     names = {
         "laptop_deit_lt": "CIFAR-10-LT, DeiT-LT", "laptop_deit_lt_mgp_bal_ce": "CIFAR-10-LT, from MGP, CLS with Bal-CE",
         "digits_deit_lt": "digits, DeiT-LT", "digits_deit_lt_mgp": "digits, from MGP",
@@ -93,7 +94,7 @@ def experts() -> str:
     text = runs.mean_sd(table[table["recipe"].isin(names) & ~balanced], ["recipe", "prior"])
     lines = ["| students | average of logits | all | head | mid | tail |", "|---|---|---|---|---|---|"]
     for recipe, label in names.items():
-        for prior in ("as trained", "CLS moved"):
+        for prior in ("as trained", "CLS moved", "both moved"):
             if (recipe, prior) in text.index:
                 lines.append(f"| {label} | {prior} | " + " | ".join(text.loc[(recipe, prior)]) + " |")
     return "\n".join(lines)
@@ -128,7 +129,7 @@ DeiT-LT's index groups (classes 0-2, 3-6, 7-9). Seconds do not include the first
 {decisions()}
 
 **Experts on one prior.** DeiT-LT averages a CLS head under the training prior and a DIST head
-under another one. Moving the CLS logits to the test prior first needs no training (notebook 12).
+under another one. Moving the logits of CLS, or of both, to the test prior first needs no training (notebook 12).
 
 {experts()}
 
