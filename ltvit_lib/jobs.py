@@ -223,7 +223,6 @@ class ContrastJob(FinetuneJob):
     def __init__(self, recipe: Contrast, split: Split, device: torch.device, teacher: Run | None = None):
         super().__init__(recipe, split, device)
         self.key_policy = recipes.POLICIES[recipe.key_policy](recipe.image_size, self.mean, self.std)
-        self.prior = prior(split.counts).float().to(device)
 
     def build(self) -> nn.Module:
         r = self.recipe
@@ -236,7 +235,7 @@ class ContrastJob(FinetuneJob):
         logits, query = model(batch.images)
         contrast, contrast_labels = inner.contrast(batch.keys, batch.labels)
         loss = paco_loss(
-            logits, query, contrast, batch.labels, contrast_labels, self.prior,
+            logits, query, contrast, batch.labels, contrast_labels, self.options["prior"],
             alpha=self.recipe.sample_weight, temperature=self.recipe.temperature,
         )  # fmt: skip
         return {"loss": loss}, _right(logits, batch.labels)

@@ -628,6 +628,12 @@ def _label_problems(r: Finetune) -> dict[str, bool]:
         ),
         f"no loss {r.loss!r}{_closest(r.loss, LOSSES)}; known: {', '.join(LOSSES)}": r.loss not in LOSSES,
     }
+    return problems | _kind_problems(r)
+
+
+def _kind_problems(r: Finetune) -> dict[str, bool]:
+    """The same, of what only teachers and students have."""
+    problems = {}
     if isinstance(r, Teacher):
         rhos = r.sam_rho if isinstance(r.sam_rho, tuple) else (r.sam_rho,)
         problems |= {
