@@ -6,7 +6,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 PAGES ?= $(wildcard notebooks/*.py)
 
-.PHONY: demo test lint unit nbval lab notebooks ledger readme measures bench clean
+.PHONY: demo test lint unit nbval lab notebooks table ledger readme recipes measures bench clean
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -44,11 +44,22 @@ notebooks: .venv/installed
 	done
 	$(BIN)/python workflow/pages.py tidy notebooks/*.ipynb
 
+# Every run that a table needs, teachers first, as many at once as GPUs; what is finished is left alone (workflow/Snakefile).
+# make table T=deit_lt_2 SEEDS=3; with DRY=1 only says which, and what they cost; LENGTH=0.01 tries it in short.
+SEEDS ?= 1
+table: .venv/installed
+	$(BIN)/snakemake --snakefile workflow/Snakefile $(if $(DRY),--dry-run --quiet host progress rules) --cores all \
+	  --resources gpu=$(or $(GPUS),$(shell $(BIN)/python workflow/gpus.py)) \
+	  --config table=$(T) seeds=$(SEEDS) $(if $(LENGTH),length=$(LENGTH))
+
 measures: .venv/installed
 	for part in measure teachers experts analyses; do $(BIN)/python workflow/$$part.py runs || exit 1; done
 
 readme: .venv/installed
 	$(BIN)/python workflow/readme.py
+
+recipes: .venv/installed
+	$(BIN)/python workflow/recipes_table.py
 
 ledger: .venv/installed
 	$(RUN) ltvit_lib.runs runs

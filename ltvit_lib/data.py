@@ -1,14 +1,17 @@
-"""Image sets, held in memory once as uint8, and the one door to all of them: `load`.
+"""Image sets, and the one door to all of them: `load`.
 
 `load("digits")`, `load("cifar10")`, `load("cifar100")`, or `load("path/to/your/images")`: a folder of class folders,
 the same under `train/` and `test/` (or `val/`), or parquet files with an image and a label column. CIFAR is looked for
 under `LTVIT_DATA` as the official python archive or as Hugging Face parquet, and downloaded by torchvision if absent.
+`load("imagenet1k")`, `imagenet_bal`, `imagenet_lt`, `places_lt` and `inat18` read the published lists and folders under
+`LTVIT_DATA`; what to place where stands in `ltvit_lib/large.py`.
 
-Labels are read first and cut to the wanted selection; only the images that it keeps are decoded.
+Labels are read first and cut to the wanted selection. Small sets are decoded once and held in memory as uint8. The
+large ones, and image folders that would take more than `MEMORY_BOUND`, stay in their files (`ltvit_lib.files`) and are
+decoded for each batch; of these, training crops are cut from the whole image instead of its centre square.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -17,32 +20,46 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ltvit_lib import longtail
+from ltvit_lib import large, longtail
+from ltvit_lib.files import IMAGE_SUFFIXES, Files, evaluation_batches, first_line, square, upright
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
-# Channel statistics as the papers' code has them (recipes: DeiT-LT and LDAM-DRW; ImageNet for everything at 224).
+MEMORY_BOUND = 2**31  # bytes of decoded images that a folder of your own may take; a larger part stays in its files
+# Channel statistics as the papers' code has them (CIFAR: DeiT-LT and LDAM-DRW; ImageNet-LT, -BAL and iNaturalist:
+# LiVT's masked pre-training; ImageNet's for the rest).
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": _IMAGENET,
+    "imagenet1k": _IMAGENET,
+    "imagenet_lt": ((0.479672, 0.457713, 0.407721), (0.278976, 0.271203, 0.286062)),
+    "imagenet_bal": ((0.480767, 0.457071, 0.407718), (0.279940, 0.272481, 0.286038)),
+    "places_lt": _IMAGENET,
+    "inat18": ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192)),
 }
-# Head / mid / tail by index, DeiT-LT's second convention: the first boundary is the first mid class.
-BOUNDARIES = {"digits": (3, 7), "cifar10": (3, 7), "cifar100": (36, 71)}
+# Head / mid / tail by index, DeiT-LT's second convention: the first boundary is the first mid class. Other sets are cut
+# where the thresholds of 100 and 20 images are.
+BOUNDARIES = {
+    "digits": (3, 7),
+    "cifar10": (3, 7),
+    "cifar100": (36, 71),
+    "imagenet_lt": (390, 835),
+    "inat18": (842, 4543),
+}
 PART_FOLDERS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 CIFAR_SIZES = (50_000, 10_000)  # images of the complete train and test parts
 
 
 @dataclass(frozen=True)
 class Images:
-    """uint8 images (N, channels, height, width) with int64 targets (N,)."""
+    """uint8 images (N, channels, height, width), in memory or in their files, with int64 targets (N,)."""
 
-    images: Tensor
+    images: Tensor | Files
     targets: Tensor
 
     def __len__(self) -> int:
@@ -50,7 +67,8 @@ class Images:
 
     def subset(self, indices) -> "Images":
         indices = torch.as_tensor(np.asarray(indices), dtype=torch.long)
-        return Images(self.images[indices], self.targets[indices])
+        images = self.images.subset(indices) if isinstance(self.images, Files) else self.images[indices]
+        return Images(images, self.targets[indices])
 
     def to(self, device) -> "Images":
         return Images(self.images.to(device), self.targets.to(device))
@@ -85,8 +103,12 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """Twelve hex digits of the training set's content, in order: two runs with one digest saw the same data."""
-        content = hashlib.sha256(self.train.images.cpu().contiguous().numpy())
+        """Twelve hex digits of the training set's content, in order: two runs with one digest saw the same data.
+
+        Of images that stay in their files: relative paths, sizes in bytes and targets, whatever the resolution.
+        """
+        images = self.train.images
+        content = hashlib.sha256(images.content() if isinstance(images, Files) else images.cpu().contiguous().numpy())
         content.update(self.train.targets.cpu().contiguous().numpy())
         return content.hexdigest()[:12]
 
@@ -101,7 +123,7 @@ class _Part:
     """Labels of a part, and how to get at the pixels of some rows: nothing is decoded before the selection."""
 
     targets: np.ndarray  # (N,) int64
-    pixels: Callable[[np.ndarray], Tensor]  # rows (n,) -> uint8 (n, channels, height, width)
+    pixels: Callable[[np.ndarray], Tensor | Files]  # rows (n,) -> uint8 (n, channels, height, width)
 
     def only(self, rows: np.ndarray) -> "_Part":
         return _Part(self.targets[rows], lambda chosen: self.pixels(rows[chosen]))
@@ -131,20 +153,25 @@ def load(
     """Loads a data set and cuts its training images to a long tail or to a balanced subset.
 
     Args:
-        name: digits, cifar10, cifar100, or the path of a folder or of a parquet file with your own images. Without a
-            test (or validation) part, a stratified tenth of these, at least two a class, becomes the test set.
+        name: digits, cifar10, cifar100, imagenet1k, imagenet_bal, imagenet_lt, places_lt, inat18, or the path of a
+            folder or of a parquet file with your own images. Without a test (or validation) part, a stratified tenth
+            of these, at least two a class, becomes the test set.
         rho: imbalance factor n_max / n_min of the exponential profile; None keeps the images as they are
             (digits: 40).
         seed: of the selection. The published CIFAR selections have seed 0.
-        per_class: instead of a tail, this many images of every class.
+        per_class: instead of a tail, this many images of every class (imagenet_bal: 160, of ImageNet-1K).
         n_max: images of the first class; None is the size of the smallest complete class (digits: 120).
-        image_size: your own images only: shorter side after resizing, then the centre square (default 224).
+        image_size: large sets and your own images: shorter side after resizing, then the centre square (default 224).
 
     Raises:
-        ValueError: an unknown name or path, a damaged file, rho < 1, a class without images.
+        ValueError: an unknown name or path, a damaged, missing or empty file, rho < 1, a class without images, counts
+            other than the published ones.
     """
     if per_class is not None and rho is not None:
         raise ValueError("rho and per_class exclude each other: give one of them")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be a positive number of pixels, got {image_size}")
+    size = 224 if image_size is None else image_size
     name = str(name)
     path = Path(name).expanduser()
     if name == "digits":
@@ -153,10 +180,16 @@ def load(
         train, test, classes = _digits()
     elif name in ("cifar10", "cifar100"):
         train, test, classes = _cifar(name)
+    elif name in large.PUBLISHED:
+        per_class = _checked_selection(name, rho, per_class)
+        train, test, classes = _large(name, size)
     elif path.exists():
-        train, test, classes = _own(path, 224 if image_size is None else image_size)
+        train, test, classes = _own(path, size)
     else:
-        raise ValueError(f"no data set and no path {name!r}: give digits, cifar10, cifar100 or a path that exists")
+        raise ValueError(
+            f"no data set and no path {name!r}: give digits, cifar10, cifar100 or a path that exists, or one of "
+            + ", ".join(large.PUBLISHED)
+        )
     rows = None
     if per_class is not None:
         rows = longtail.balanced_indices(train.targets, per_class, seed=seed)
@@ -182,14 +215,37 @@ def _digits() -> tuple[_Part, _Part, tuple[str, ...]]:
     return whole.only(np.setdiff1d(np.arange(len(images)), test)), whole.only(test), tuple("0123456789")
 
 
-def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in 0..1, a block of images at a time."""
-    total = torch.zeros(2, images.shape[1], dtype=torch.float64)
-    for block in images.split(1024):
+def _large(name: str, size: int) -> tuple[_Part, _Part, tuple[str, ...]]:
+    """A published set that stays in its files, of which only the selected ones need to be there."""
+    parts, classes = large.read(name, root())
+    train, test = (
+        _Part(part.targets, lambda rows, part=part: Files.found(part.root, part.names[rows], size))
+        for part in (parts["train"], parts["test"])
+    )
+    return train, test, classes
+
+
+def _checked_selection(name: str, rho: float | None, per_class: int | None) -> int | None:
+    """How many images of every class are drawn from a large set; None: all."""
+    if name == "imagenet_bal":
+        if rho is not None:
+            raise ValueError("imagenet_bal is balanced: leave rho at None, or cut a tail from imagenet1k")
+        return large.PER_CLASS if per_class is None else per_class
+    if name != "imagenet1k" and (rho, per_class) != (None, None):
+        raise ValueError(f"{name} is long-tailed as it was published: leave rho and per_class at None")
+    return per_class
+
+
+def _statistics(images: Tensor | Files) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in 0..1, a block at a time; of files, of 2,048 spread evenly."""
+    count, channels, height, width = images.shape
+    rows = torch.linspace(0, count - 1, 2048).long().unique() if isinstance(images, Files) else torch.arange(count)
+    total = torch.zeros(2, channels, dtype=torch.float64)
+    for _, block in evaluation_batches(images, rows, height):
         pixels = block.double() / 255
         total += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
-    mean, square = total / (images.numel() / images.shape[1])
-    std = (square - mean**2).clamp_min(1e-6).sqrt()
+    mean, squared = total / (len(rows) * height * width)
+    std = (squared - mean**2).clamp_min(1e-6).sqrt()
     return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) for s in std.tolist())
 
 
@@ -226,7 +282,7 @@ def _cifar_archive(folder: Path, name: str) -> tuple[_Part, _Part, tuple[str, ..
         whole = [kind(str(place), train=train, download=True) for train in (True, False)]
     except Exception as error:  # network, md5 and file errors alike: torchvision raises many kinds
         raise ValueError(
-            f"{name} is not complete under {folder} and could not be downloaded ({_first_line(error)}): put "
+            f"{name} is not complete under {folder} and could not be downloaded ({first_line(error)}): put "
             f"{kind.base_folder}/ or the train-*.parquet and test-*.parquet files under {folder / name}, "
             "or name the folder that holds them in LTVIT_DATA"
         ) from None
@@ -240,29 +296,13 @@ def _archive_pixels(data: np.ndarray, rows: np.ndarray) -> Tensor:
     return torch.from_numpy(data[rows]).permute(0, 3, 1, 2).contiguous()  # (n, 3, 32, 32)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 # --- decoding --------------------------------------------------------------------------------------------------
 
 
 def _decode(source: bytes | Path, where: str, size: int | None) -> np.ndarray:
     """Upright RGB pixels (3, H, W); with `size`, the centre square at that resolution."""
-    try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits, not scale them
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode in ("I", "F"):
-            raise ValueError(f"pixels of mode {image.mode} have no known range")
-        image = image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise whatever the damage leads to
-        raise ValueError(f"cannot decode the image at {where} ({_first_line(error)}): mend or remove it") from None
-    if size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
+    image = upright(source, where)
+    return np.asarray(image if size is None else square(image, size)).transpose(2, 0, 1)
 
 
 def _decode_all(count: int, sources: Iterable[tuple[int, bytes | Path, str]], size: int | None) -> Tensor:
@@ -284,8 +324,6 @@ def _decode_all(count: int, sources: Iterable[tuple[int, bytes | Path, str]], si
 
 def _own(path: Path, size: int) -> tuple[_Part, _Part, tuple[str, ...]]:
     """Your own images. Without a test part, a stratified tenth, at least two a class, becomes the test set."""
-    if size < 1:
-        raise ValueError(f"image_size must be a positive number of pixels, got {size}")
     if path.is_file() or any(path.rglob("*.parquet")):
         parts, classes = _parquet_parts(_parquet_files(path), size)
     else:
@@ -335,7 +373,7 @@ def _folder_parts(path: Path, size: int) -> tuple[dict[str, _Part], tuple[str, .
             )
         files = [(f, i) for i, name in enumerate(classes) for f in _image_files(folder / name)]
         targets = np.array([i for _, i in files], dtype=np.int64)
-        parts[part] = _Part(targets, partial(_file_pixels, [f for f, _ in files], size))
+        parts[part] = _Part(targets, partial(_file_pixels, path, [f for f, _ in files], size))
         if not files:
             raise ValueError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): add some or remove it")
     return parts, classes
@@ -349,7 +387,11 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
 
 
-def _file_pixels(files: list[Path], size: int, rows: np.ndarray) -> Tensor:
+def _file_pixels(path: Path, files: list[Path], size: int, rows: np.ndarray) -> Tensor | Files:
+    """Decoded; above the memory bound, the files themselves."""
+    if len(rows) * 3 * size**2 > MEMORY_BOUND:
+        names = np.array([os.fsencode(files[row].relative_to(path)) for row in rows], dtype=np.bytes_)
+        return Files.found(path, names, size)
     return _decode_all(len(rows), ((i, files[row], str(files[row])) for i, row in enumerate(rows)), size)
 
 
@@ -418,7 +460,7 @@ def _reading(file: Path, read: Callable):
     try:
         return read()
     except Exception as error:  # pyarrow raises its own kinds, OSError and KeyError
-        raise ValueError(f"cannot read {file} as parquet ({_first_line(error)}): fetch it again") from None
+        raise ValueError(f"cannot read {file} as parquet ({first_line(error)}): fetch it again") from None
 
 
 def _labels(file: Path, column: str) -> np.ndarray:

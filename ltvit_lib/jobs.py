@@ -9,15 +9,18 @@ depth and BatchNorm see micro-batches.
 import contextlib
 import hashlib
 import inspect
+import itertools
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ltvit_lib import augment, losses, metrics, models, recipes
 from ltvit_lib.data import STATISTICS, Images, Split
+from ltvit_lib.files import CHUNK, Files, draw_crops, prefetched
 from ltvit_lib.longtail import drw_weights, prior
 from ltvit_lib.mae import MaskedAutoencoder
-from ltvit_lib.paco import PaCo, paco_loss, plain_weights
+from ltvit_lib.paco import PaCo, gathered, paco_loss, plain_weights
 from ltvit_lib.recipes import Contrast, Distil, Finetune, Pretrain, Recipe, Teacher
 from ltvit_lib.runs import Run
 
@@ -206,7 +209,10 @@ class FinetuneJob(Job):
         """The recipe's loss, or plain cross-entropy before its `loss_epoch`."""
         if self.warming:
             return losses.cross_entropy(logits, batch.target)
-        return self.function(logits, batch.target, **self.options, **options)
+        target = batch.target
+        if self.recipe.loss == "lade":  # it compares the images of a whole batch
+            logits, target = gathered(logits), gathered(target)
+        return self.function(logits, target, **self.options, **options)
 
     def terms(self, model, batch):
         options = {} if self.weight is None else {"weight": self.weight}
@@ -218,7 +224,10 @@ class FinetuneJob(Job):
 
 
 class ContrastJob(FinetuneJob):
-    """PaCo: keys are made once a step, so both passes of SAM see the same; the queue follows after the step."""
+    """PaCo: keys are made once a step, so both passes of SAM see the same; the queue follows after the step.
+
+    Every device takes the loss of the whole batch, so that a query meets the queries and keys of all devices.
+    """
 
     def __init__(self, recipe: Contrast, split: Split, device: torch.device, teacher: Run | None = None):
         super().__init__(recipe, split, device)
@@ -235,7 +244,7 @@ class ContrastJob(FinetuneJob):
         logits, query = model(batch.images)
         contrast, contrast_labels = inner.contrast(batch.keys, batch.labels)
         loss = paco_loss(
-            logits, query, contrast, batch.labels, contrast_labels, self.options["prior"],
+            gathered(logits), gathered(query), contrast, gathered(batch.labels), contrast_labels, self.options["prior"],
             alpha=self.recipe.sample_weight, temperature=self.recipe.temperature,
         )  # fmt: skip
         return {"loss": loss}, _right(logits, batch.labels)
@@ -385,26 +394,41 @@ def parts(batch_size: int, pieces: int) -> list[Tensor]:
     return [torch.cat([f, (batch_size - 1 - f).flip(0)]) for f in front]
 
 
-def make_batches(job: Job, pixels: Images, chosen: Tensor, seeds: tuple, pieces: list[Tensor]) -> list[Batch]:
+def make_batches(
+    job: Job,
+    pixels: Images,
+    chosen: Tensor,
+    seeds: tuple,
+    pieces: list[Tensor],
+    decoded: list[list[Tensor]] | None = None,
+) -> list[Batch]:
     """This device's micro-batches of one effective batch: augmented, mixed, with all that the loss needs.
 
     Args:
-        pixels: the training images, on the job's device.
+        pixels: the training images, on the job's device or in their files.
         chosen: (B,) image indices of the whole effective batch.
         seeds: (seed, epoch, step).
         pieces: positions in `chosen` of each micro-batch, from `parts`.
+        decoded: what `decoded_steps` gives for this step; None: images in files are decoded here.
     """
+    policies = _policies(job)
+    if isinstance(pixels.images, Files):
+        decoded = decoded or [_crops(pixels.images, policies, chosen, seeds, piece) for piece in pieces]
+        policies = [replace(p, crop="none") if p.crop == "resized" else p for p in policies]  # cut already
     generator = stream(*seeds)
-    draws = augment.draw(job.policy, len(chosen), generator)
-    second = augment.draw(job.key_policy, len(chosen), generator) if isinstance(job, ContrastJob) else None
+    draws = [augment.draw(policy, len(chosen), generator) for policy in policies]
     noise = None
     if isinstance(job, PretrainJob):
         patches = (job.recipe.image_size // models.patch_size(job.recipe.model)) ** 2
         noise = torch.rand(len(chosen), patches, generator=generator)
     batches = []
-    for piece in pieces:
+    for number, piece in enumerate(pieces):
         index = chosen[piece].to(job.device)
-        images = augment.apply(job.policy, pixels.images[index], {k: v[piece] for k, v in draws.items()})
+        sources = [pixels.images[index]] * len(policies) if decoded is None else decoded[number]
+        images, *second = (
+            augment.apply(policy, source.to(job.device), {k: v[piece] for k, v in drawn.items()})
+            for policy, source, drawn in zip(policies, sources, draws, strict=True)
+        )
         labels = target = pixels.targets[index]
         if job.mix is not None:
             with _numpy_seed(random_seed(*seeds, "mix")):  # the same draw for every piece
@@ -412,9 +436,63 @@ def make_batches(job: Job, pixels: Images, chosen: Tensor, seeds: tuple, pieces:
         elif isinstance(job, FinetuneJob):
             target = job.smoothed(labels)
         batch = Batch(images, labels, target, None if noise is None else noise[piece].to(job.device))
-        if second is not None:
-            views = {k: v[piece] for k, v in second.items()}
-            batch.second_view = augment.apply(job.key_policy, pixels.images[index], views)
+        batch.second_view = second[0] if second else None
         job.prepare(batch)
         batches.append(batch)
     return batches
+
+
+def _policies(job: Job) -> list[augment.Policy]:
+    """One for each view of an image that a step needs."""
+    return [job.policy, job.key_policy] if isinstance(job, ContrastJob) else [job.policy]
+
+
+# --- images in files -------------------------------------------------------------------------------------------
+
+
+def decoded_steps(job: Job, seed: int, pieces: list[Tensor], steps: range) -> Iterator[list[list[Tensor]] | None]:
+    """For each step of a run, counted from its start: the uint8 crops of each micro-batch, one tensor a view.
+
+    Crops are decoded ahead and moved to the job's device. None where the images are in memory. The order of images is
+    known in advance, so decoding goes on while an epoch ends and the model is evaluated.
+    """
+    if not isinstance(job.split.train.images, Files):
+        yield from itertools.repeat(None, len(steps))
+        return
+    chunks = [piece.split(CHUNK) for piece in pieces]
+    make = _Decoder(job, seed, [chunk for piece in chunks for chunk in piece])
+    items = range(steps.start * len(make.chunks), steps.stop * len(make.chunks))
+    with contextlib.closing(prefetched(make, items)) as flow:
+        for _ in steps:
+            yield [
+                [torch.cat(view) for view in zip(*(_moved(next(flow), job.device) for _ in piece), strict=True)]
+                for piece in chunks
+            ]
+
+
+def _moved(views: list[Tensor], device: torch.device) -> list[Tensor]:
+    return [view.to(device, non_blocking=True) for view in views]
+
+
+class _Decoder:
+    """Makes the crops of one chunk of a run's images; chunks are counted from the run's start. Goes to processes."""
+
+    def __init__(self, job: Job, seed: int, chunks: list[Tensor]):
+        self.images, self.recipe, self.policies = job.split.train, job.recipe, _policies(job)
+        self.seed, self.chunks, self.steps = seed, chunks, len(self.images) // job.recipe.batch_size
+        self.epoch, self.order = -1, None
+
+    def __call__(self, item: int) -> list[Tensor]:
+        step, chunk = divmod(item, len(self.chunks))
+        epoch, step = divmod(step, self.steps)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, epoch_order(self.images.targets, self.recipe, self.seed, epoch)
+        seeds = (self.seed, epoch, step)
+        return _crops(self.images.images, self.policies, self.order[step], seeds, self.chunks[chunk])
+
+
+def _crops(files: Files, policies: list[augment.Policy], chosen: Tensor, seeds: tuple, piece: Tensor) -> list[Tensor]:
+    """The crops of some positions in an effective batch, one tensor a view; drawn for the whole, as all else is."""
+    generator = stream(*seeds, "crops")
+    drawn = [draw_crops(policy, len(chosen), generator)[piece] for policy in policies]
+    return files.crops(chosen[piece], list(zip(policies, drawn, strict=True)))

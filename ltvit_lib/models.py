@@ -4,17 +4,23 @@ Added here: compact ViTs for 8 and 32 pixel images (registered under timm names,
 ResNets that serve as teachers, the cosine classifier of LDAM, both heads' logits, and checkpoints from files.
 """
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from ltvit_lib import losses
+from ltvit_lib import augment, files, losses
+from ltvit_lib.longtail import check_prior
 
+import numpy as np
+import pandas as pd
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from timm.layers import resample_abs_pos_embed
-from timm.models import register_model
+from timm.models import build_model_with_cfg, register_model
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -30,12 +36,14 @@ COMPACT = {
 
 
 def _register_vit(name: str, kind: type, shape: dict) -> None:
-    def build(pretrained: bool = False, **kwargs):
-        if pretrained:
+    side, heads = shape["img_size"], ["head", "head_dist"] if kind is VisionTransformerDistilled else "head"
+    card = dict(architecture=name, input_size=(3, side, side), fixed_input_size=True, crop_pct=1.0, classifier=heads,
+                first_conv="patch_embed.proj")  # fmt: skip
+
+    def build(pretrained: bool = False, pretrained_cfg: dict | None = None, **kwargs):
+        if pretrained and not pretrained_cfg:  # an exported folder brings its own: "local-dir:...", "hf-hub:..."
             raise ValueError(f"{name} has no published weights: train it, or give checkpoint=")
-        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-            kwargs.pop(key, None)
-        return kind(**(shape | kwargs))
+        return build_model_with_cfg(kind, name, pretrained, pretrained_cfg=pretrained_cfg or card, **(shape | kwargs))
 
     build.__name__, build.__module__ = name, __name__
     register_model(build)
@@ -140,9 +148,12 @@ def create(name: str, checkpoint: str | Path | None = None, normed: bool = False
 
     Args:
         name: for example vit_w96d6_patch4_32, deit_w96d6_patch4_32_distilled, vit_base_patch16_224, resnet32_cifar.
-        checkpoint: a run folder, a .safetensors file, or a .pt/.pth/.bin file that holds weights only.
+        checkpoint: a run folder, an exported folder, a .safetensors file, or a .pt/.pth/.bin file of weights only.
         normed: LDAM's cosine classifier in place of the linear one.
         **kwargs: num_classes, img_size, drop_path_rate, ...: passed on.
+
+    Returns:
+        the model; its `created` holds these arguments, for `runs.export`.
 
     Raises:
         ValueError: an unknown name, an image size the patches do not divide, or weights that do not fit.
@@ -159,8 +170,26 @@ def create(name: str, checkpoint: str | Path | None = None, normed: bool = False
             plain = model.get_classifier()
             path = next(path for path, module in model.named_modules() if module is plain)
             model.set_submodule(path, NormedLinear(plain.in_features, plain.out_features))
+    model.created = {"name": name} | kwargs | ({"normed": True} if normed else {})
     if checkpoint is not None:
         load_weights(model, checkpoint)
+    return model
+
+
+def load(folder: str | Path) -> nn.Module:
+    """A model that `runs.export` wrote, in eval mode; its `config` is the folder's config.json.
+
+    Raises:
+        ValueError: no exported model there, or weights that do not fit.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        name, arguments = config["architecture"], config["model_args"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no exported model's ({error}): give a folder that runs.export wrote") from None
+    model = create(name, folder, **arguments).eval()
+    model.config = config
     return model
 
 
@@ -188,14 +217,15 @@ def check_patches(name: str, image_size: int | tuple[int, int] | None, patch: in
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Weights of a run folder, a safetensors file or a foreign checkpoint; no pickled code is ever run.
+    """Weights of a run or export folder, a safetensors file or a foreign checkpoint; no pickled code is ever run.
 
     Raises:
         ValueError: the file is missing, truncated, or holds more than tensors and plain containers.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "last.safetensors"
+        exported = not (path / "last.safetensors").is_file() and (path / "model.safetensors").is_file()
+        path = path / ("model.safetensors" if exported else "last.safetensors")
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}: give a finished run's folder, a .safetensors or a .pth file")
     if path.suffix == ".safetensors":
@@ -260,6 +290,8 @@ def load_weights(
 def load_encoder(model: VisionTransformer, source: str | Path) -> None:
     """Starts a ViT from a masked autoencoder's encoder: MGP's weights for balanced fine-tuning (LiVT section 4.3).
 
+    `source` is a pre-training run, or its encoder as `runs.export` writes it.
+
     The classifier starts anew, near zero as in MAE and LiVT, and so does the norm after pooling; the position embedding
     is resized to the model's grid and, unlike in pre-training, is trained. An encoder without a DIST token starts a
     distilled model, whose DIST token then begins as a copy of its CLS token.
@@ -267,7 +299,9 @@ def load_encoder(model: VisionTransformer, source: str | Path) -> None:
     Raises:
         ValueError: no masked autoencoder, or one of another shape.
     """
-    weights = {k.removeprefix("encoder."): v for k, v in read_weights(source).items() if k.startswith("encoder.")}
+    weights = read_weights(source)
+    if "norm.weight" not in weights or "head.weight" in weights:  # else an exported encoder
+        weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
     if "pos_embed" not in weights:
         raise ValueError(f"{source} holds no masked autoencoder (no 'encoder.' weights): give a pre-training run")
     own = model.state_dict()
@@ -308,39 +342,138 @@ def logit_scale(model: nn.Module) -> float:
     return 30.0 if isinstance(head, NormedLinear) else 1.0
 
 
+DECIDE = {"ce": losses.decide_ce, "bce": losses.decide_bce}
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    images: Tensor,
+    images,
     train_prior=None,
     test_prior=None,
     loss: str = "ce",
     bias=None,
     smoothing: float = 0.0,
+    batch: int = 256,
 ) -> Tensor:
-    """Probabilities (B, C) of normalised images, under a test prior of your choice; puts the model in eval mode.
+    """Probabilities (N, C) under a test prior of your choice; puts the model in eval mode.
+
+    A model from `load` knows its training prior, loss, bias and smoothing, and how pictures are prepared for it. The
+    two heads of a distilled model are each moved to the test prior, then averaged as logits, as DeiT-LT averages them.
 
     Args:
-        train_prior, test_prior: (C,); the logits are moved from the first to the second. Without a test prior the
-            softmax of the raw logits is returned.
+        images: (N, channels, S, S) floating, normalised; for a model from `load` also raw pictures: uint8
+            (N, channels, H, W), or paths and PIL images of any size.
+        train_prior: (C,), what the logits are moved from. Without one, a model from `load` uses what it knows, and
+            `loss`, `bias` and `smoothing` are not read.
+        test_prior: (C,), "uniform", or {class name: share}, which rules out the classes it leaves out. None: the
+            softmax of the raw logits.
         loss: "ce" or "bce", the family the model was trained with.
         bias: (C,) what was added to the logits in training (Bal-CE, Bal-BCE); None: nothing.
         smoothing: label smoothing of the training targets.
+        batch: images at once.
 
     Raises:
-        ValueError: a test prior without the training prior, or another loss.
+        ValueError: a test prior without the training prior, one that is no prior, another loss, an encoder without a
+            classifier, pictures that cannot be decoded, or raw ones for a model that did not come from `load`.
     """
-    decide = {"ce": losses.decide_ce, "bce": losses.decide_bce}.get(loss)
-    if decide is None:
+    if loss not in DECIDE:
         raise ValueError(f"loss must be 'ce' or 'bce', got {loss!r}")
-    model.eval()
-    cls, dist = head_logits(model, images)
-    logits = (cls if dist is None else (cls + dist) / 2) * logit_scale(model)
+    prior = None if train_prior is None else check_prior(train_prior, "train_prior")
+    given = {"family": loss, "prior": prior, "bias": bias, "smoothing": smoothing, "scale": logit_scale(model)}
+    rules = _rules(model, given, test_prior is not None)
+    wanted, parameter, scores = _test_prior(model, test_prior), next(model.eval().parameters()), []
+    for part in _batches(model, images, batch):
+        heads = [z for z in head_logits(model, part.to(parameter)) if z is not None]
+        moved = [_moved(z.float(), rule, wanted) for z, rule in zip(heads, rules, strict=False)]
+        scores.append(sum(moved) / len(moved))
+    return torch.cat(scores).softmax(-1)
+
+
+def label(model: nn.Module, pictures, test_prior=None) -> pd.DataFrame:
+    """`label` and `probability` of each picture's likeliest class, in the order given; as `predict`, with names.
+
+    Args:
+        model: from `load`.
+    """
+    if not hasattr(model, "config"):
+        raise ValueError("model: its class names are unknown; give one that models.load returned")
+    probability, best = predict(model, pictures, test_prior=test_prior).max(1)
+    names = model.config["label_names"]
+    return pd.DataFrame({"label": [names[c] for c in best], "probability": probability.tolist()})
+
+
+def _rules(model: nn.Module, given: dict, moves: bool) -> list[dict]:
+    """How each head's logits lead to probabilities: as given, or as the model's config has it."""
+    rules, config = [given, given], getattr(model, "config", None)
+    if config is not None:
+        rules = list(config["ltvit"]["heads"].values())
+        if given["prior"] is not None:
+            rules = [given | {"scale": rule["scale"]} for rule in rules]
+    if not rules:
+        raise ValueError("model: it is an encoder without a classifier; fine-tune it first (init=)")
+    if moves and any(rule["prior"] is None for rule in rules):
+        why = "" if config is None else f" (no prior is known that the logits of {config['ltvit']['loss']} follow)"
+        raise ValueError(f"test_prior needs train_prior{why}: longtail.prior(counts) of the training set")
+    return rules
+
+
+def _moved(logits: Tensor, rule: dict, test_prior: Tensor | None) -> Tensor:
+    """A head's logits, or its scores under the test prior."""
+    logits = logits * rule["scale"]
     if test_prior is None:
-        return logits.softmax(-1)
-    if train_prior is None:
-        raise ValueError("test_prior needs train_prior: longtail.prior(counts) of the training set")
-    return decide(logits, train_prior, test_prior, bias=bias, smoothing=smoothing).softmax(-1)
+        return logits
+    decide = DECIDE[rule["family"]]
+    return decide(logits, rule["prior"], test_prior, bias=rule["bias"], smoothing=rule["smoothing"])
+
+
+def _test_prior(model: nn.Module, wanted) -> Tensor | None:
+    """(C,) of "uniform", of shares by class name, or of what was given; checked, since it enters here."""
+    if isinstance(wanted, dict):
+        names = getattr(model, "config", {}).get("label_names", [])
+        if unknown := [name for name in wanted if name not in names]:
+            raise ValueError(f"test_prior: no class {unknown[0]!r}; known: {', '.join(names) or 'none'}")
+        wanted = torch.tensor([float(wanted.get(name, 0)) for name in names], dtype=torch.float64)
+        wanted = wanted / wanted.sum()
+    elif isinstance(wanted, str):
+        if wanted != "uniform":
+            raise ValueError(f"test_prior: give (C,) shares, 'uniform' or a dict by class name, not {wanted!r}")
+        wanted = torch.full((model.num_classes,), 1 / model.num_classes, dtype=torch.float64)
+    return None if wanted is None else check_prior(wanted, "test_prior", zero_allowed=True)
+
+
+def _batches(model: nn.Module, images, size: int) -> Iterator[Tensor]:
+    """Normalised images as they are; raw pictures as the model's evaluation prepares them."""
+    images = [images] if isinstance(images, str | Path | Image.Image) else images
+    if not len(images):
+        raise ValueError("images: give at least one")
+    raw = not (isinstance(images, Tensor) and images.is_floating_point())
+    if raw and not hasattr(model, "config"):
+        raise ValueError(
+            "images: raw pictures need the scale of the training images; give a model that models.load returned, or "
+            "normalise them with augment.evaluate"
+        )
+    for first in range(0, len(images), size):
+        part = images[first : first + size]
+        yield _prepared(part, model.config["pretrained_cfg"]) if raw else part
+
+
+def _prepared(pictures, how: dict) -> Tensor:
+    """(n, channels, S, S) normalised, of uint8 images, or of paths and PIL images; `how` is timm's pretrained_cfg."""
+    settings = how["input_size"][1], how["mean"], how["std"], how["crop_pct"]
+    if isinstance(pictures, Tensor):
+        return augment.evaluate(pictures, *settings)
+    channels = how["input_size"][0]
+    return torch.cat([augment.evaluate(_pixels(picture, channels), *settings) for picture in pictures])
+
+
+def _pixels(picture: str | Path | Image.Image, channels: int) -> Tensor:
+    """uint8 (1, channels, H, W), upright."""
+    if not isinstance(picture, Image.Image):
+        picture = files.upright(Path(picture), str(picture))
+    picture = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
+    values = torch.from_numpy(np.array(picture))
+    return values.reshape(1, picture.height, picture.width, channels).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

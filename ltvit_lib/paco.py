@@ -148,8 +148,11 @@ class PaCo(nn.Module):
         return F.normalize(self.key_projector(self.key_encoder.forward_features(images).mean((2, 3))), dim=1)
 
     def contrast(self, keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What queries are compared with beside each other: (B + K, d) keys and queue, and their labels."""
-        return torch.cat([keys, self.queue]), torch.cat([labels, self.queue_labels])
+        """What queries are compared with beside each other: (B + K, d) keys and queue, and their labels.
+
+        With several processes, B counts the keys of all of them.
+        """
+        return torch.cat([gathered(keys), self.queue]), torch.cat([gathered(labels), self.queue_labels])
 
     @torch.no_grad()
     def update(self, keys: Tensor, labels: Tensor) -> None:
@@ -164,7 +167,7 @@ class PaCo(nn.Module):
         Raises:
             ValueError: the whole batch does not divide the queue.
         """
-        keys, labels = _gathered(keys), _gathered(labels)
+        keys, labels = gathered(keys), gathered(labels)
         if len(self.queue) % len(keys):
             raise ValueError(
                 f"queue_size {len(self.queue)} is not a multiple of the batch of {len(keys)}: change either"
@@ -177,13 +180,29 @@ class PaCo(nn.Module):
         self.pointer.add_(len(keys)).remainder_(len(self.queue))
 
 
-def _gathered(share: Tensor) -> Tensor:
-    """The shares of all processes, in rank order."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return share
-    shares = [torch.empty_like(share) for _ in range(dist.get_world_size())]
-    dist.all_gather(shares, share.contiguous())
-    return torch.cat(shares)
+def gathered(share: Tensor) -> Tensor:
+    """The shares of all processes, of one size, in rank order: for a loss that compares the images of a whole batch.
+
+    Differentiable, for the sum of what the processes compute from it: a share's gradient comes from all of them.
+    """
+    return _Gather.apply(share) if dist.is_available() and dist.is_initialized() else share
+
+
+class _Gather(torch.autograd.Function):
+    """torch.distributed.nn.functional.all_gather, which torch 2.13 calls deprecated and has no public heir of."""
+
+    @staticmethod
+    def forward(ctx, share: Tensor) -> Tensor:
+        share = share.contiguous()
+        shares = [torch.empty_like(share) for _ in range(dist.get_world_size())]
+        dist.all_gather(shares, share)
+        return torch.cat(shares)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def plain_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:

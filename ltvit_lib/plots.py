@@ -20,6 +20,7 @@ COLOURS = {
     "ViT": "#999999",
     "ViT + Bal-BCE": "#56B4E9",
     "LiVT": "#0072B2",
+    "DeiT": "#661100",
     "DeiT-LT": "#D55E00",
     "DeiT-LT, CLS": "#E69F00",
     "DeiT-LT, DIST": "#CC79A7",
@@ -114,15 +115,6 @@ def plot_confusion(confusion, classes: Sequence[str], ax: Axes | None = None) ->
     ax.set_yticks(ticks, [classes[i] for i in ticks])
     ax.set(xlabel="predicted", ylabel="true")
     return ax
-
-
-def plot_run(curve: pd.DataFrame, result: dict, classes: Sequence[str], title: str = "") -> Figure:
-    """A finished run at a glance: its loss, and the confusion matrix of what it decides by."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    plot_curves(curve, "loss", left).set_title(title)
-    head = "avg" if "avg" in result["heads"] else "cls"
-    plot_confusion(result["heads"][head]["confusion"], classes, right)
-    return fig
 
 
 def show_images(rows: dict[str, Tensor], titles: Sequence[str] = (), scale: float = 0.9) -> Figure:

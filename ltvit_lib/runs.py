@@ -9,16 +9,22 @@ renamed, so a full disk or a killed process leaves the one before.
 import ast
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
+import math
 import os
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltvit_lib import recipes
+from ltvit_lib import costs, models, recipes
 from ltvit_lib.recipes import Recipe
 
 import pandas as pd
@@ -26,6 +32,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
+REMARKS = ("reaches", "evaluate_every")  # fields that decide no weight: runs that differ only in these are one run
 LEDGER = Path(__file__).resolve().parents[1] / "figures" / "data" / "runs.csv"
 
 
@@ -42,11 +49,19 @@ def folder(recipe: Recipe | str, seed: int = 0) -> Path:
 
 
 def changes(recipe: Recipe) -> dict:
-    """In which fields a recipe differs from the one registered under its name (`reaches` decides nothing)."""
+    """In which fields a recipe differs from the one registered under its name, but for `remarks`."""
     if recipe.name not in recipes.names():
         return {}
     standard = fields_of(recipes.get(recipe.name))
-    return {k: v for k, v in fields_of(recipe).items() if k != "reaches" and standard.get(k) != v}
+    return {k: v for k, v in fields_of(recipe).items() if k not in remarks(recipe.model) and standard.get(k) != v}
+
+
+def remarks(model: str) -> tuple[str, ...]:
+    """Fields of a recipe that make no other run: REMARKS; and in a ViT, without BatchNorm, the size of a micro-batch.
+
+    So a run that did not fit a device goes on in smaller pieces of the same effective batch.
+    """
+    return REMARKS if models.patch_size(model) is None else (*REMARKS, "micro_batch")
 
 
 def fields_of(recipe: Recipe) -> dict:
@@ -143,8 +158,32 @@ class Run:
 
     @property
     def curve(self) -> pd.DataFrame:
-        """metrics.csv: epoch, loss, accuracy on the training batches, lr, seconds, images_per_second."""
+        """metrics.csv: epoch, loss, accuracy on the training batches, lr, seconds, images_per_second.
+
+        With `evaluate_every` also eval_<head>: accuracy on the evaluation part, NaN in the epochs between.
+        """
         return pd.read_csv(self.path / "metrics.csv")
+
+    @property
+    def accuracies(self) -> pd.DataFrame:
+        """The curve's accuracies in percent, tidy for `plots.plot_curves`: epoch, method, accuracy."""
+        curve = self.curve
+        names = {"accuracy": "training batches"}
+        names |= {c: f"evaluation, {c.removeprefix('eval_').upper()}" for c in curve if c.startswith("eval_")}
+        tidy = curve.rename(columns=names).melt("epoch", list(names.values()), "method", "accuracy").dropna()
+        return tidy.assign(accuracy=100 * tidy["accuracy"]).reset_index(drop=True)
+
+    @property
+    def status(self) -> str:
+        """What giving the run's command again would do, in words."""
+        if self.finished:
+            return f"{self.path} has finished: nothing to do"
+        if not (self.path / "last.safetensors").is_file():
+            return f"{self.path} starts with its first epoch"
+        with _checkpoint(self.path / "last.safetensors") as file:
+            done, epochs = int(file.metadata()["epoch"]), self.recipe.epochs
+        what = f"continues with epoch {done + 1} of {epochs}" if done < epochs else "has only its evaluation left"
+        return f"{self.path} {what}"
 
     def table(self, groups: tuple[str, ...] = ("all", "head", "mid", "tail", "ece")) -> pd.DataFrame:
         """A row a head, in percent: accuracies by group (head, mid, tail; many, medium, few) and calibration."""
@@ -176,10 +215,12 @@ def identity(recipe: Recipe, seed: int, digest: str, start: dict) -> dict:
 def difference(there: dict, here: dict) -> str:
     """The first thing in which two identities differ, in words; empty if they are one run.
 
-    `data` is compared by content: images may move to another folder. `reaches` is a remark.
+    `data` is compared by content: images may move to another folder. A run may be looked at more often from here on
+    (`evaluate_every`), described otherwise (`reaches`), or continued on a device of another size: see `remarks`.
     """
     a, b = ({"seed": d["seed"]} | d["recipe"] | d["start"] | {"data": d["data"]} for d in (there, here))
-    different = [key for key in a | b if key != "reaches" and a.get(key) != b.get(key)]
+    ignored = remarks(here["recipe"]["model"])
+    different = [key for key in a | b if key not in ignored and a.get(key) != b.get(key)]
     return f"{different[0]} is {a.get(different[0])!r} there and {b.get(different[0])!r} here" if different else ""
 
 
@@ -187,7 +228,7 @@ def open_run(out: str | Path, wanted: dict, resume: bool) -> Run:
     """Makes or re-opens a run folder.
 
     Raises:
-        ValueError: the folder holds another run, or holds one and `resume` is off.
+        ValueError: the folder holds another run, or holds one and `resume` is off, or another process trains into it.
         OSError: the folder cannot be written.
     """
     run = Run(Path(out))
@@ -198,16 +239,44 @@ def open_run(out: str | Path, wanted: dict, resume: bool) -> Run:
         if not resume:
             raise ValueError(f"{run.path} holds this run already: resume it, or remove the folder")
         return run
-    started = {"env.json", "env.json.partial", "recipe.json.partial"}  # what a killed start leaves
+    started = {"lock", "env.json", "env.json.partial", "recipe.json.partial"}  # what a killed start leaves
     if run.path.is_dir() and {f.name for f in run.path.iterdir()} - started:
         raise ValueError(f"{run.path} is not empty and holds no run: choose another folder")
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot make {run.path} ({error.strerror}): choose a folder that can be written") from None
-    write_json(run.path / "env.json", environment())
-    write_json(run.path / "recipe.json", wanted)
-    return run
+    with lock(run):  # two processes may be here at once
+        if not (run.path / "recipe.json").is_file():
+            write_json(run.path / "env.json", environment())
+            write_json(run.path / "recipe.json", wanted)
+            return run
+    return open_run(out, wanted, resume)
+
+
+@contextlib.contextmanager
+def lock(run: Run) -> Iterator[None]:
+    """Keeps other processes out of a run folder; the system releases it when this process dies, however it dies.
+
+    Raises:
+        ValueError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+    path = run.path / "lock"
+    try:
+        file = open(path, "a")
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from None
+    os.register_at_fork(after_in_child=file.close)  # data loaders that outlive this process would hold on to it
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise ValueError(
+                    f"another process is training into {run.path}: wait for it, or choose another folder"
+                ) from None  # any other error: a file system without locks, where two such processes are not noticed
+        yield
 
 
 def environment() -> dict:
@@ -239,6 +308,32 @@ def _git(*arguments: str) -> str:
     return ""
 
 
+def check_space(run: Run, model: dict, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses a disk without room for a checkpoint and the next one beside it, which `write` needs.
+
+    Raises:
+        OSError: in one sentence.
+    """
+    path, size = run.path / "last.safetensors", checkpoint_bytes(model, optimizer)
+    needed = 2 * size - (path.stat().st_size if path.is_file() else 0)
+    free = shutil.disk_usage(run.path).free
+    if free < needed:
+        raise OSError(
+            f"{run.path} has {free / 2**20:,.0f} MiB free, and checkpoints need {needed / 2**20:,.0f} MiB: free some "
+            "space or choose another folder, then give the same command again"
+        )
+
+
+def checkpoint_bytes(model: dict, optimizer: torch.optim.Optimizer) -> int:
+    """Size of a checkpoint: the weights, and the optimiser's averages of each trained parameter (Adam 2, SGD 1)."""
+    averages = (
+        p.nbytes * (len(group.get("betas", ())) or bool(group.get("momentum")))
+        for group in optimizer.param_groups
+        for p in group["params"]
+    )
+    return sum(value.nbytes for value in model.values()) + sum(averages)
+
+
 def save_checkpoint(run: Run, model: dict, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> None:
     """One file: weights under `model.`, optimiser state under `optimizer.<group>.<index>.`, epochs done as metadata."""
     tensors = {f"model.{name}": value for name, value in model.items()}
@@ -254,11 +349,8 @@ def load_checkpoint(run: Run, model: torch.nn.Module, optimizer: torch.optim.Opt
     path = run.path / "last.safetensors"
     if not path.is_file():
         return 0, 0.0
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it to start this run again") from None
+    with _checkpoint(path) as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     for prefix, parameter in _slots(optimizer):
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -269,6 +361,15 @@ def load_checkpoint(run: Run, model: torch.nn.Module, optimizer: torch.optim.Opt
     return int(metadata["epoch"]), float(metadata["seconds"])
 
 
+@contextlib.contextmanager
+def _checkpoint(path: Path):
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it to start this run again") from None
+
+
 def _slots(optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.nn.Parameter]]:
     """Every parameter with the prefix of its state's names in a checkpoint."""
     groups = [group["params"] for group in optimizer.param_groups]
@@ -276,14 +377,17 @@ def _slots(optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.nn.Paramet
 
 
 def append_metrics(run: Run, new: list[dict]) -> None:
-    """Adds rows to metrics.csv; those of epochs that were trained again after an interruption are replaced."""
+    """Adds rows to metrics.csv; those of epochs that were trained again after an interruption are replaced.
+
+    A column that only some sessions wrote (`evaluate_every` may change on the way) is empty in the others' rows.
+    """
     path = run.path / "metrics.csv"
-    text = pd.DataFrame(new).to_csv(index=False)
-    if path.is_file():  # lines are kept as they are: reading and writing numbers could change their last digit
-        header, *old = path.read_text().splitlines(keepends=True)
-        kept = [line for line in old if int(line.split(",")[0]) < new[0]["epoch"]]
-        text = "".join([header, *kept, *text.splitlines(keepends=True)[1:]])
-    write(path, text.encode())
+    as_text = {"dtype": str, "keep_default_na": False}  # numbers read and written could change their last digit
+    rows = pd.read_csv(io.StringIO(pd.DataFrame(new).to_csv(index=False)), **as_text)
+    if path.is_file():
+        old = pd.read_csv(path, **as_text)
+        rows = pd.concat([old[old["epoch"].astype(int) < new[0]["epoch"]], rows])
+    write(path, rows.to_csv(index=False).encode())
 
 
 # --- the ledger ------------------------------------------------------------------------------------------------
@@ -331,22 +435,68 @@ def mean_sd(
     return text.unstack("group")[list(groups)]
 
 
+def against_paper(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Every published number that a recipe here owns (`recipes.cells`), beside the mean of ours over seeds.
+
+    Args:
+        rows: of the ledger, or `pd.DataFrame(ledger_rows(run))`; None: the ledger. Only unchanged recipes count,
+            evaluated on the test set.
+
+    Returns:
+        A row a published number: paper, table, row, column, recipe, head, metric, then in percent published, ours,
+        difference (ours - published) and sd (sample sd over seeds; NaN for one), and n; n = 0 where nothing was run.
+    """
+    rows = ledger() if rows is None else rows
+    rows = rows[(rows["overrides"].fillna("") == "") & (rows["evaluated_on"] == "test")]
+    metrics = [m for m in ("all", "many", "medium", "few", "head_classes", "mid", "tail", "ece", "mce") if m in rows]
+    ours = rows.melt(["recipe", "head"], metrics, "metric", "ours").replace({"metric": {"head_classes": "head"}})
+    keys = ["recipe", "head", "metric"]
+    ours = ours.assign(ours=100 * ours["ours"]).groupby(keys)["ours"].agg(ours="mean", sd="std", n="count")
+    cells = [recipes.cells(p, t).assign(paper=p, table=t) for p, t in recipes.tables()]
+    both = pd.concat(cells, ignore_index=True).rename(columns={"value": "published"})
+    both = both.join(ours, on=keys).fillna({"n": 0}).astype({"n": int})
+    both["difference"] = both["ours"] - both["published"]
+    return both[["paper", "table", "row", "column", *keys, "published", "ours", "difference", "sd", "n"]]
+
+
 def ledger_rows(run: Run) -> list[dict]:
-    """One row for each head of a finished run (one without accuracies for a pre-training run)."""
+    """One row for each head of a finished run (one without accuracies for a pre-training run).
+
+    `best_over_epochs` and `best_epoch` (0 is the first, as in metrics.csv) stand beside the headline, which is the last
+    epoch's; they are empty where nothing was evaluated while training. `teraflops` and `utilisation`: see `_speed`.
+    """
     recipe, result, env = run.recipe, run.result, json.loads((run.path / "env.json").read_text())
-    changed = changes(recipe)
+    changed, curve = changes(recipe), run.curve
     common = {
         "recipe": recipe.name, "overrides": json.dumps(changed) if changed else "", "seed": run.seed,
         "data": run.identity["data"], "start": _started_from(run.identity["start"]), "epochs": recipe.epochs,
         "evaluated_on": recipe.evaluate_on,
     }  # fmt: skip
     cost = {k: result[k] for k in ("final_loss", "seconds", "images_per_second", "peak_memory_mib")}
+    cost |= _speed(recipe, result, env["device"])
     heads = result["heads"] or {"": {}}
     return [
-        common | {"head": head} | _numbers(values) | cost
+        common | {"head": head} | _numbers(values) | _best(curve, head) | cost
         | {k: env[k] for k in ("device", "torch", "timm", "commit")}
         for head, values in heads.items()
     ]  # fmt: skip
+
+
+def _best(curve: pd.DataFrame, head: str) -> dict:
+    evaluated = curve.set_index("epoch").get(f"eval_{head}", pd.Series(dtype=float)).dropna()
+    found = {"best_over_epochs": evaluated.max(), "best_epoch": evaluated.idxmax()} if len(evaluated) else {}
+    return {"best_over_epochs": math.nan, "best_epoch": math.nan} | found
+
+
+def _speed(recipe: Recipe, result: dict, device: str) -> dict:
+    """Achieved training FLOP/s in 10^12, and its share of the devices' dense bf16 peak (NaN where that is unknown).
+
+    Both are NaN for a run whose images have gone, or whose teacher has no recipe: its accuracies stand all the same.
+    """
+    devices, peak, achieved = result.get("devices", 1), costs.peak_flops(device) or math.nan, math.nan
+    with contextlib.suppress(ValueError, OSError):
+        achieved = costs.estimate(recipe).flops_per_image * result["images_per_second"]
+    return {"devices": devices, "teraflops": achieved / 1e12, "utilisation": achieved / (devices * peak)}
 
 
 def _started_from(start: dict) -> str:
@@ -362,14 +512,22 @@ def _numbers(values: dict) -> dict:
 def record(folders: list[Run], path: Path = LEDGER) -> pd.DataFrame:
     """Adds finished runs to the ledger; a run of the same recipe, overrides, seed and data replaces its old rows.
 
+    What a run started from (column `start`) is not part of that key: a teacher trained again, on another machine or
+    after a repair, has another digest, and its students' old rows would stay beside the new and count as further seeds
+    in every mean. The price: of two students of one recipe and seed whose teachers differ in the weights alone, one
+    row remains. A student of another *kind* of teacher has another recipe, hence its own rows; and two such runs that
+    are given here together are refused, since neither is the newer.
+
     Raises:
-        ValueError: no finished run among them.
+        ValueError: no finished run among them, or two that differ only in the weights that they started from.
     """
-    rows = [row for run in folders if run.finished for row in ledger_rows(run)]
-    if not rows:
+    folders = [run for run in folders if run.finished]
+    if not folders:
         raise ValueError("no finished run to record: train one first")
-    new = pd.DataFrame(rows)
     key = ["recipe", "overrides", "seed", "data", "head"]
+    new = pd.concat([pd.DataFrame(ledger_rows(run)).assign(folder=str(run.path)) for run in folders])
+    _refuse_ambiguous(new, key)
+    new = new.drop(columns="folder")
     if path.is_file():
         new = pd.concat([ledger(path), new])
     new = new.fillna({"overrides": "", "head": "", "start": ""}).drop_duplicates(key, keep="last").sort_values(key)
@@ -377,10 +535,39 @@ def record(folders: list[Run], path: Path = LEDGER) -> pd.DataFrame:
     return ledger(path)
 
 
+def _refuse_ambiguous(rows: pd.DataFrame, key: list[str]) -> None:
+    starts = rows.groupby(key)["start"].transform("nunique")
+    if (starts > 1).any():
+        one, two = rows[starts > 1].groupby(key)["folder"].agg(["first", "last"]).iloc[0]
+        raise ValueError(
+            f"{one} and {two} are one recipe and seed from different starting weights: record one of them, or give "
+            "the other recipe a name of its own"
+        )
+
+
 def collect(folder: str | Path = "runs") -> list[Run]:
     """All finished runs below a folder."""
     found = (Run(p.parent) for p in Path(folder).rglob("result.json") if p.with_name("recipe.json").is_file())
     return sorted(found, key=lambda run: run.path)
+
+
+def export(run: Run, out: str | Path | None = None, split=None) -> Path:
+    """A finished run as a folder for others: weights in bfloat16, config.json and a model card; see `ltvit_lib.export`.
+
+    `models.load` reads it, and `models.create` and timm its weights. Of a PaCo run it holds the CNN, of a pre-training
+    run the encoder, which has no classifier.
+
+    Args:
+        out: the folder; None: `export` in the run's own.
+        split: the data the run was trained on, which spares loading it (and is needed where `fit` was given `data`).
+
+    Raises:
+        ValueError: an unfinished run, or other data than the run's.
+        OSError: the folder cannot be written.
+    """
+    from ltvit_lib.export import write as export_run  # it builds models, hence imports this module
+
+    return export_run(run, out, split)
 
 
 if __name__ == "__main__":

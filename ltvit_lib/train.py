@@ -10,16 +10,19 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ltvit_lib import augment, metrics, models, optim, recipes, runs
 from ltvit_lib.data import Images, Split, load
+from ltvit_lib.files import evaluation_batches
 from ltvit_lib.jobs import (
     JOBS,
     Batch,
     FinetuneJob,
     Job,
     PretrainJob,
+    decoded_steps,
     epoch_order,
     make_batches,
     parts,
@@ -32,10 +35,12 @@ from ltvit_lib.runs import Run
 from ltvit_lib.sam import ascended, still_statistics
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import save
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -72,26 +77,29 @@ def fit(
     Raises:
         ValueError: anything wrong with recipe, data, checkpoints or folder: in one sentence, before training.
         TrainingDiverged: the loss became NaN or infinite.
-        OSError: the folder cannot be written; the last checkpoint survives.
+        OSError: the folder cannot be written, or has no room for checkpoints; the last one survives.
+        torch.OutOfMemoryError: with the size of a micro-batch to try; the last checkpoint survives.
     """
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
     recipes.check(recipe)
     init, teacher = _start(recipe, "init", init), _start(recipe, "teacher", teacher)
     split = load_split(recipe, seed, data)
     AcceleratorState._reset_state()  # shared by the whole process, and it refuses a second run's other precision
-    accelerator = Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision])
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision],
+        cpu=not torch.accelerator.is_available(),  # or the processes that torchrun starts would not know each other
+    )
     pieces = _pieces(recipe, accelerator, len(split.train))
     torch.manual_seed(random_seed(seed, "weights"))
     job = JOBS[recipe.kind](recipe, split, accelerator.device, teacher)
-    model = job.build()
+    model = _synchronised(job.build(), accelerator)
     if init is not None:
         job.start_from(model, init.path if isinstance(init, Run) else init)
     wanted = runs.identity(recipe, seed, split.digest, {"init": _digest(init), "teacher": _digest(teacher)})
-    run = runs.open_run(out, wanted, resume) if accelerator.is_main_process else Run(Path(out))
-    accelerator.wait_for_everyone()
-    if not run.finished:
-        seconds = _train(run, job, model.to(accelerator.device), accelerator, pieces, seed, progress, save_seconds)
-        _finish(run, job, model, accelerator, seconds)
+    with _opened(out, wanted, resume, accelerator) as run:
+        if not run.finished:
+            seconds = _train(run, job, model.to(accelerator.device), accelerator, pieces, seed, progress, save_seconds)
+            _finish(run, job, model, accelerator, seconds)
     return run
 
 
@@ -150,12 +158,38 @@ def _pieces(recipe: Recipe, accelerator: Accelerator, images: int) -> list[Tenso
         raise ValueError(f"batch_size {whole} is not a multiple of {world} devices x micro_batch {micro}")
     if micro % 2 and (getattr(recipe, "mixup", 0) > 0 or getattr(recipe, "cutmix", 0) > 0):
         raise ValueError(f"mixup pairs images, but a micro-batch has {micro}: make it even")
-    if micro < whole and (getattr(recipe, "loss", "") == "lade" or isinstance(recipe, Contrast)):
-        what = "PaCo" if isinstance(recipe, Contrast) else "lade"
-        raise ValueError(f"{what} compares the images of a whole batch: train on one device, without micro_batch")
     every = parts(whole, whole // micro)
     share = len(every) // world
     return every[accelerator.process_index * share :][:share]
+
+
+def _synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """BatchNorm over the images of all GPUs, names in a checkpoint unchanged. On CPUs each process has its own."""
+    several = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+    return convert_sync_batchnorm(model) if several else model
+
+
+@contextlib.contextmanager
+def _opened(out: str | Path, wanted: dict, resume: bool, accelerator: Accelerator) -> Iterator[Run]:
+    """The run folder, which the first process opens and, unless it is finished, holds for all of them.
+
+    Where it is refused, every process says so: none waits for the others.
+    """
+    run, problem = Run(Path(out)), None
+    with contextlib.ExitStack() as held:
+        if accelerator.is_main_process:
+            try:
+                runs.open_run(out, wanted, resume)
+                if not run.finished:
+                    held.enter_context(runs.lock(run))
+            except (ValueError, OSError) as error:
+                problem = error
+        (problem,) = broadcast_object_list([problem])
+        if problem is not None:
+            raise problem
+        if not all(gather_object([(run.path / "recipe.json").is_file()])):
+            raise ValueError(f"{run.path} is not on every node: choose a folder that all of them share")
+        yield run
 
 
 def _train(run, job, model, accelerator, pieces, seed, progress, save_seconds) -> float:
@@ -163,6 +197,7 @@ def _train(run, job, model, accelerator, pieces, seed, progress, save_seconds) -
     recipe = job.recipe
     optimizer = optim.create_optimizer(model, recipe)
     done, seconds = runs.load_checkpoint(run, model, optimizer)
+    runs.check_space(run, model.state_dict(), optimizer)
     wrapped = accelerator.prepare(model)
     pixels = job.split.train.to(accelerator.device)
     steps = len(pixels) // recipe.batch_size
@@ -170,7 +205,8 @@ def _train(run, job, model, accelerator, pieces, seed, progress, save_seconds) -
     rows, saved = [], time.monotonic()
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with _bar(recipe, steps, done, progress and accelerator.is_main_process) as bar:
+    decoding = contextlib.closing(decoded_steps(job, seed, pieces, range(done * steps, recipe.epochs * steps)))
+    with decoding as decoded, _bar(recipe, steps, done, progress and accelerator.is_main_process) as bar:
         for epoch in range(done, recipe.epochs):
             torch.manual_seed(random_seed(seed, epoch, "drop", accelerator.process_index))
             schedule.step(epoch)
@@ -179,10 +215,12 @@ def _train(run, job, model, accelerator, pieces, seed, progress, save_seconds) -
             wrapped.train(getattr(recipe, "trains", "all") == "all")  # a frozen backbone also keeps its statistics
             for step, chosen in enumerate(epoch_order(pixels.targets, recipe, seed, epoch)):
                 schedule.step_update(epoch * steps + step)
-                batches = make_batches(job, pixels, chosen, (seed, epoch, step), pieces)
-                values = _step(job, wrapped, optimizer, batches, accelerator)
+                with _advised(recipe, accelerator.num_processes):
+                    batches = make_batches(job, pixels, chosen, (seed, epoch, step), pieces, next(decoded))
+                    values = _step(job, wrapped, optimizer, batches, accelerator)
                 meter.update(values, max(group["lr"] for group in optimizer.param_groups))
-            rows.append(meter.finish() | job.end_epoch(model))
+            _same_statistics(model)
+            rows.append(meter.finish() | job.end_epoch(model) | _curve_point(job, model, epoch, accelerator))
             seconds += rows[-1]["seconds"]
             if accelerator.is_main_process and (time.monotonic() - saved > save_seconds or epoch + 1 == recipe.epochs):
                 if not all(t.isfinite().all() for t in model.state_dict().values()):
@@ -223,6 +261,40 @@ def _step(job: Job, model, optimizer, batches: list[Batch], accelerator) -> Tens
     optimizer.step()
     job.finish_step(model, batches)
     return values
+
+
+def _same_statistics(model: nn.Module) -> None:
+    """Every process gets the first one's BatchNorm averages, which are the ones that are saved, to evaluate with."""
+    if dist.is_available() and dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+@contextlib.contextmanager
+def _advised(recipe: Recipe, devices: int) -> Iterator[None]:
+    """Says which micro-batch to try where a device's memory did not hold this one."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise torch.OutOfMemoryError(out_of_memory(recipe, devices)) from None
+
+
+def out_of_memory(recipe: Recipe, devices: int) -> str:
+    """Which pieces of the same effective batch to try after those that did not fit: at most half as large."""
+    whole, share = recipe.batch_size, recipe.batch_size // devices
+    micro = min(recipe.micro_batch or share, share)
+    even = 2 if getattr(recipe, "mixup", 0) > 0 or getattr(recipe, "cutmix", 0) > 0 else 1
+    fitting = [size for size in range(micro // 2, 0, -1) if share % size == 0 and size % even == 0]
+    normalised = models.patch_size(recipe.model) is None  # by BatchNorm
+    folder = "another folder (BatchNorm sees micro-batches)" if normalised else "the same folder (the results stay)"
+    what = f"out of memory with micro_batch={micro} of an effective batch of {whole} on {devices} device(s): "
+    if isinstance(recipe, Contrast) or getattr(recipe, "loss", "") == "lade":
+        advice = "use more devices or a smaller batch_size, for the loss compares the images of a whole batch"
+    elif not fitting:
+        advice = "use more or larger devices, or a smaller model"
+    else:
+        advice = f"try micro_batch={fitting[0]}, {share // fitting[0]} accumulation steps on each device, in {folder}"
+    return f"{what}{advice}; the last checkpoint is kept"
 
 
 def _bar(recipe: Recipe, steps: int, done: int, shown: bool) -> tqdm:
@@ -283,11 +355,33 @@ def _diverged(what: str, epoch: int, step: int, lr: float) -> TrainingDiverged:
     )
 
 
+def _evaluation_part(job: Job) -> Images:
+    return job.split.val if job.recipe.evaluate_on == "val" else job.split.test
+
+
+def _curve_point(job: Job, model: nn.Module, epoch: int, accelerator: Accelerator) -> dict[str, float]:
+    """Columns of metrics.csv: each head's accuracy on the evaluation part, NaN in epochs that are not evaluated.
+
+    Training goes on as if nobody had looked: every module keeps its mode, nothing is drawn at random.
+    """
+    recipe = job.recipe
+    if not recipe.evaluate_every:
+        return {}
+    if (epoch + 1) % recipe.evaluate_every and epoch + 1 < recipe.epochs:
+        heads = ("cls", "dist", "avg") if hasattr(model, "head_dist") else ("cls",)
+        return {f"eval_{head}": math.nan for head in heads}  # every row has the same columns
+    modes, part = {module: module.training for module in model.modules()}, _evaluation_part(job)
+    logits = predict_logits(model, part, recipe, job.mean, job.std, accelerator)
+    for module, mode in modes.items():
+        module.training = mode
+    return {f"eval_{head}": metrics.shot_accuracy(z.argmax(1), part.targets)["all"] for head, z in logits.items()}
+
+
 def _finish(run: Run, job: Job, model: nn.Module, accelerator: Accelerator, seconds: float) -> None:
     """Evaluates the last epoch's weights and writes test.safetensors and result.json."""
     heads, recipe = {}, job.recipe
     if not isinstance(recipe, Pretrain):
-        part = job.split.val if recipe.evaluate_on == "val" else job.split.test
+        part = _evaluation_part(job)
         logits = predict_logits(model, part, recipe, job.mean, job.std, accelerator)
         heads = {h: evaluate(z, part.targets, job.split) for h, z in logits.items()}
         if accelerator.is_main_process:
@@ -300,6 +394,7 @@ def _finish(run: Run, job: Job, model: nn.Module, accelerator: Accelerator, seco
             "seconds": round(seconds, 1),
             "images_per_second": float(curve["images_per_second"].median()),
             "peak_memory_mib": _peak_memory(accelerator.device),
+            "devices": accelerator.num_processes,
         }
         runs.write_json(run.path / "result.json", result)
     accelerator.wait_for_everyone()
@@ -328,9 +423,9 @@ def predict_logits(model: nn.Module, part: Images, recipe: Recipe, mean, std, ac
     scale = recipe.loss_options.get("scale", 30.0) if ldam else 1.0
     device = next(model.parameters()).device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    rows = []
-    for index in torch.arange(rank, len(part), world).split(512):
-        images = augment.evaluate(part.images[index].to(device), recipe.image_size, mean, std, recipe.eval_crop)
+    rows, side = [], round(recipe.image_size / recipe.eval_crop)
+    for index, pixels in evaluation_batches(part.images, torch.arange(rank, len(part), world), side):
+        images = augment.evaluate(pixels.to(device), recipe.image_size, mean, std, recipe.eval_crop)
         with accelerator.autocast() if accelerator else contextlib.nullcontext():
             cls, dist = models.head_logits(model, images)
         cls = cls.float() * scale
@@ -345,13 +440,10 @@ def predict_logits(model: nn.Module, part: Images, recipe: Recipe, mean, std, ac
 
 
 def evaluate(logits: Tensor, targets: Tensor, split: Split) -> dict:
-    """Accuracies by both group conventions, calibration, per-class accuracy and confusion matrix."""
+    """Accuracies by both group conventions, calibration and per-class accuracy."""
     row = metrics.evaluate_logits(logits, targets, split.counts, split.groups)
-    predicted, classes = logits.argmax(1), len(split.classes)
-    return row | {
-        "per_class": metrics.per_class_accuracy(predicted, targets, classes).tolist(),
-        "confusion": metrics.confusion(predicted, targets, classes).tolist(),
-    }
+    right = metrics.per_class_accuracy(logits.argmax(1), targets, len(split.classes))
+    return row | {"per_class": right.tolist()}
 
 
 def build(run: Run, split: Split | None = None) -> tuple[nn.Module, Split]:

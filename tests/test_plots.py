@@ -62,9 +62,3 @@ def test_saved_with_its_table_and_the_same_every_time(shots, tmp_path, monkeypat
         pictures.append((tmp_path / "bars.svg").read_bytes())
     assert pictures[0] == pictures[1]
     assert pd.read_csv(tmp_path / "data" / "bars.csv").shape == shots.shape
-
-
-def test_run_at_a_glance_shows_what_it_decides_by():
-    heads = {"cls": {"confusion": [[1, 0], [0, 1]]}, "avg": {"confusion": [[0, 1], [1, 0]]}}
-    fig = plots.plot_run(pd.DataFrame({"epoch": [0], "loss": [1.0]}), {"heads": heads}, ["a", "b"])
-    assert fig.axes[1].images[0].get_array().tolist() == [[0, 1], [1, 0]]

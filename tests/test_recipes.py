@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 
-from ltvit_lib import losses, published, recipes
+from ltvit_lib import large, losses, published, recipes
 
 import pytest
 import torch
@@ -20,7 +20,9 @@ SOFT = ("cross_entropy", "balanced_ce", "bce", "balanced_bce", "nt_bce")
 def test_every_recipe_is_whole(name):
     recipe = recipes.get(name)
     assert recipe.name == name
-    assert recipe.data in ("digits", "cifar10", "cifar100"), "only what data.load knows"
+    assert recipe.data in ("digits", "cifar10", "cifar100", *large.PUBLISHED), "only what data.load knows"
+    if recipe.data in large.PUBLISHED:
+        assert (recipe.rho, recipe.per_class) == (None, None), "as published"
     if getattr(recipe, "init", None):
         stage = recipes.Pretrain if recipe.trains == "all" else recipes.Finetune
         assert type(recipes.get(recipe.init)) is stage
@@ -48,6 +50,20 @@ def test_the_rows_of_deit_lts_cifar_tables_are_recipes():
     wanted = [*two.loc[own].stack(), *five.iloc[1:].stack(), *six["all"]]
     assert len(wanted) == 32 + 6 + 6
     assert {f"{value:g}" for value in wanted} <= reached
+
+
+def test_what_a_recipe_needs_comes_in_an_order_to_run():
+    assert recipes.needs("digits_vit_ce") == ()
+    assert recipes.needs("digits_mgp_crt") == ("digits_mgp", "digits_mgp_ce")
+    assert set(recipes.needs("digits_deit_lt_mgp")) == {"digits_mgp", "digits_teacher_ldam_drw_sam"}
+    for name in recipes.names():
+        before = []
+        for needed in recipes.needs(name):
+            assert set(recipes.needs(needed)) <= set(before), f"{name}: {needed} comes too early"
+            before.append(needed)
+        assert name not in before
+    with pytest.raises(ValueError, match="did you mean"):
+        recipes.needs("digits_vit_cee")
 
 
 def test_learning_rate_follows_the_effective_batch():

@@ -2,10 +2,11 @@
 
 import errno
 import json
+import math
 import os
 from dataclasses import replace
 
-from ltvit_lib import recipes, runs
+from ltvit_lib import costs, recipes, runs
 
 import pandas as pd
 import pytest
@@ -20,9 +21,10 @@ def wanted(recipe=VIT, seed=0, data="0123456789ab", **start) -> dict:
     return runs.identity(recipe, seed, data, START | start)
 
 
-def finished(folder, recipe=VIT, seed=0, accuracy=0.5, heads=("cls",), seconds=1.5) -> runs.Run:
-    """A finished run without any training."""
-    run = runs.open_run(folder, wanted(recipe, seed), resume=True)
+def finished(folder, recipe=VIT, seed=0, accuracy=0.5, heads=("cls",), seconds=1.5, curve=None, **start) -> runs.Run:
+    """A finished run without any training; `curve`: further columns of its metrics.csv."""
+    run = runs.open_run(folder, wanted(recipe, seed, **start), resume=True)
+    pd.DataFrame({"epoch": [0, 1, 2], "loss": 1.0} | (curve or {})).to_csv(run.path / "metrics.csv", index=False)
     scores = {"all": accuracy, "head": 0.9, "tail": 0.1, "per_class": [0.5, 0.5]}
     cost = {"final_loss": 1.0, "seconds": seconds, "images_per_second": 100.0, "peak_memory_mib": 300}
     runs.write_json(run.path / "result.json", {"heads": {h: scores for h in heads}} | cost)
@@ -98,6 +100,15 @@ def test_epochs_done_again_replace_their_rows_exactly(tmp_path):
     runs.append_metrics(run, rows[2:])
     assert run.curve["epoch"].tolist() == [0, 1, 2, 3]
     assert (tmp_path / "metrics.csv").read_text() == pd.DataFrame(rows).to_csv(index=False), "to the last digit"
+
+
+def test_a_column_that_only_one_session_wrote_is_empty_in_the_other(tmp_path):
+    run, looked = runs.Run(tmp_path), {"loss": 1 / 3, "eval_cls": 2 / 3}
+    runs.append_metrics(run, [{"epoch": 0, "loss": 1 / 3}])
+    runs.append_metrics(run, [{"epoch": 1} | looked])
+    runs.append_metrics(run, [{"epoch": 2, "loss": 1 / 3}])
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines == ["epoch,loss,eval_cls", f"0,{1 / 3},", f"1,{1 / 3},{2 / 3}", f"2,{1 / 3},"]
 
 
 # --- folders ---------------------------------------------------------------------------------------------------
@@ -176,7 +187,28 @@ def test_where_a_run_goes(monkeypatch, tmp_path):
     changed = runs.folder(recipes.get("digits_vit_ce", rho=10))
     assert changed.parent.name.startswith("digits_vit_ce-")
     assert changed == runs.folder(recipes.get("digits_vit_ce", rho=10.0)) != runs.folder("digits_vit_ce")
-    assert runs.folder(replace(VIT, reaches="a remark")) == runs.folder(VIT)
+    assert runs.folder(replace(VIT, reaches="a remark", evaluate_every=5)) == runs.folder(VIT)
+
+
+def test_how_often_it_is_looked_at_makes_no_other_run(tmp_path):
+    """What is not looked at is the same bit for bit (test_train): one folder, one row of the ledger."""
+    seen = replace(VIT, evaluate_every=5)
+    assert runs.changes(seen) == {} and runs.difference(wanted(VIT), wanted(seen)) == ""
+    assert runs.changes(replace(seen, epochs=7)) == {"epochs": 7}
+    run = runs.open_run(tmp_path / "a", wanted(VIT), resume=True)
+    assert runs.open_run(tmp_path / "a", wanted(seen), resume=True) == run
+    path = tmp_path / "ledger.csv"
+    runs.record([finished(tmp_path / "b", VIT)], path)
+    assert len(runs.record([finished(tmp_path / "c", seen)], path)) == 1
+
+
+def test_status_says_what_the_command_would_do(tmp_path):
+    run, (model, optimizer) = runs.open_run(tmp_path, wanted(), resume=True), trained("sgd")
+    assert run.status == f"{tmp_path} starts with its first epoch"
+    for done, says in ((7, "continues with epoch 8 of 300"), (300, "has only its evaluation left")):
+        runs.save_checkpoint(run, model.state_dict(), optimizer, done, 1.0)
+        assert run.status == f"{tmp_path} {says}"
+    assert finished(tmp_path).status == f"{tmp_path} has finished: nothing to do"
 
 
 def test_an_unfinished_run_has_no_result(tmp_path):
@@ -237,8 +269,8 @@ def test_the_ledger_has_a_row_a_run_and_head(tmp_path):
         ("digits_vit_ce", 1, "cls"), ("digits_mgp", 0, ""),
     }  # fmt: skip
     columns = (
-        "recipe overrides seed data start epochs evaluated_on head all head_classes tail final_loss seconds "
-        "images_per_second peak_memory_mib device torch timm commit"
+        "recipe overrides seed data start epochs evaluated_on head all head_classes tail best_over_epochs best_epoch "
+        "final_loss seconds images_per_second peak_memory_mib devices teraflops utilisation device torch timm commit"
     )
     assert set(table) == set(columns.split())
     changed = table[table["seed"] == 1].iloc[0]
@@ -258,6 +290,85 @@ def test_recording_again_changes_nothing_and_a_new_result_replaces_the_old(tmp_p
     assert path.read_bytes() == once
     again = finished(tmp_path / "again", accuracy=0.75)
     assert sorted(runs.record([again], path)["all"]) == [0.5, 0.75]
+
+
+def test_best_over_epochs_stands_beside_the_last(tmp_path):
+    nan, path = float("nan"), tmp_path / "ledger.csv"
+    runs.record([finished(tmp_path / "a", seed=1)], path)
+    older = pd.read_csv(path).drop(columns=["best_over_epochs", "best_epoch", "devices", "teraflops", "utilisation"])
+    older.to_csv(path, index=False)  # as it was before these columns
+    curve = {"eval_cls": [nan, 0.75, 0.5], "eval_avg": [0.25, nan, 0.125]}
+    table = runs.record([finished(tmp_path / "b", heads=("cls", "avg"), curve=curve)], path)
+    best = table.set_index(["seed", "head"])[["all", "best_over_epochs", "best_epoch"]]
+    assert best.loc[(0, "cls")].tolist() == [0.5, 0.75, 1]
+    assert best.loc[(0, "avg")].tolist() == [0.5, 0.25, 0]
+    assert best.loc[(1, "cls")].isna().tolist() == [False, True, True], "the old row stays valid"
+
+
+def test_accuracies_of_a_curve_are_tidy(tmp_path):
+    curve = {"accuracy": [0.25, 0.5, 0.75], "eval_cls": [float("nan"), 0.5, 0.25]}
+    tidy = finished(tmp_path, curve=curve).accuracies
+    assert list(tidy.itertuples(index=False, name=None)) == [
+        (0, "training batches", 25.0), (1, "training batches", 50.0), (2, "training batches", 75.0),
+        (1, "evaluation, CLS", 50.0), (2, "evaluation, CLS", 25.0),
+    ]  # fmt: skip
+
+
+def test_utilisation_is_of_all_devices(tmp_path):
+    run = finished(tmp_path)  # 100 images/s
+    work = costs.estimate(VIT).flops_per_image * 100
+    gpu = "NVIDIA H100 80GB HBM3"
+    for devices in (1, 4):
+        speed = runs._speed(VIT, run.result | {"devices": devices}, gpu)
+        assert speed["teraflops"] == pytest.approx(work / 1e12)
+        assert speed["utilisation"] == pytest.approx(work / costs.peak_flops(gpu) / devices)
+    (row,) = runs.ledger_rows(run)
+    assert row["teraflops"] > 0 and row["devices"] == 1
+    assert math.isnan(runs._speed(VIT, run.result, "a processor, 2 threads")["utilisation"])
+    gone = runs._speed(replace(VIT, data="a/folder/that/has/gone"), run.result, gpu)
+    assert math.isnan(gone["teraflops"]) and math.isnan(gone["utilisation"]) and gone["devices"] == 1
+
+
+def test_ours_beside_the_published(tmp_path):
+    """The mean over seeds, its difference and sample sd in percent; overrides and validation runs are no attempt."""
+    cells = recipes.cells("DeiT-LT", "2")
+    cell = cells[cells["head"] == "avg"].iloc[0]
+    recipe = recipes.get(cell["recipe"])
+    made = [
+        finished(tmp_path / "a", recipe, seed=0, accuracy=0.75, heads=("cls", "avg")),
+        finished(tmp_path / "b", recipe, seed=1, accuracy=0.5, heads=("cls", "avg")),
+        finished(tmp_path / "c", replace(recipe, epochs=7), seed=2, accuracy=0.1, heads=("cls", "avg")),
+        finished(tmp_path / "d", replace(recipe, evaluate_on="val"), seed=3, accuracy=0.1, heads=("cls", "avg")),
+    ]
+    runs.record(made, tmp_path / "ledger.csv")
+    beside = runs.against_paper(runs.ledger(tmp_path / "ledger.csv"))
+    ours = beside[(beside["recipe"] == recipe.name) & (beside["metric"] == "all") & (beside["head"] == "avg")]
+    there = ours[(ours["table"] == "2") & (ours["column"] == cell["column"])].iloc[0]
+    assert there[["published", "ours", "n"]].tolist() == [cell["value"], 62.5, 2]
+    assert there["difference"] == pytest.approx(62.5 - cell["value"])
+    assert there["sd"] == pytest.approx(25 / math.sqrt(2))
+    others = beside[beside["recipe"] != recipe.name]
+    assert (others["n"] == 0).all() and others["ours"].isna().all()
+    assert len(beside) == sum(len(recipes.cells(*table)) for table in recipes.tables()), "empty cells stay"
+    one = runs.against_paper(pd.DataFrame(runs.ledger_rows(made[0]))).query("n > 0")
+    assert (
+        set(one["recipe"]) == {recipe.name} and (one["difference"] + one["published"] - one["ours"]).abs().max() < 1e-9
+    )
+
+
+def test_a_student_of_a_teacher_trained_again_replaces_the_old_one(tmp_path):
+    path, student = tmp_path / "ledger.csv", recipes.get("digits_deit_lt")
+    old = finished(tmp_path / "old", student, teacher="1a2b")
+    new = finished(tmp_path / "new", student, accuracy=0.75, teacher="3c4d")
+    runs.record([old], path)
+    table = runs.record([new], path)
+    assert table[["all", "start"]].values.tolist() == [[0.75, "teacher:3c4d"]]
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="old and .*new are one recipe and seed from different starting weights"):
+        runs.record([old, new], path)
+    assert path.read_bytes() == before
+    copy = finished(tmp_path / "copy", student, accuracy=0.75, teacher="3c4d")
+    assert len(runs.record([new, copy], path)) == 1, "the same weights twice are one run"
 
 
 def test_a_full_disk_leaves_the_ledger(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ltvit_lib import data, losses, models, recipes, runs, train
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -167,7 +168,7 @@ train.fit(recipes.get(name, **json.loads(changes)), out, teacher=teacher, progre
 
 
 def test_two_processes_change_nothing(tmp_path, teacher):
-    changes = PLAIN | dict(drw_epoch=0, drw_mixup=True)
+    changes = PLAIN | dict(drw_epoch=0, drw_mixup=True, evaluate_every=1)
     whole = quiet(recipes.get("digits_deit_lt", **changes), tmp_path / "whole", teacher=teacher)
     (tmp_path / "two.py").write_text(TWO)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -185,8 +186,77 @@ def test_two_processes_change_nothing(tmp_path, teacher):
         torch.testing.assert_close(weights(two)[key], value, atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
     assert two.curve["loss"].tolist() == pytest.approx(whole.curve["loss"].tolist(), rel=1e-4)
     assert two.curve["accuracy"].tolist() == pytest.approx(whole.curve["accuracy"].tolist(), abs=0.01)
+    assert two.result["devices"] == 2 * whole.result["devices"] == 2
+    for head in ("cls", "dist", "avg"):  # every image of the evaluation part once, whoever looked at it
+        assert two.curve[f"eval_{head}"].tolist() == [two.result["heads"][head]["all"]]
     for head, logits in whole.logits().items():
         torch.testing.assert_close(two.logits()[head], logits, atol=1e-3, rtol=1e-3)
+
+
+# --- evaluated while training ----------------------------------------------------------------------------------
+
+LOOKED_AT = {
+    "dropped and mixed": ("digits_vit_ce", dict(drop_path=0.2, mixup=0.8, cutmix=1.0)),
+    "bf16": ("digits_vit_bal_bce", dict(precision="bf16")),
+    "batch statistics and SAM": (TEACHER, dict(width=4, drw_epoch=1)),
+    "queue": ("digits_teacher_paco_sam", dict(width=4)),
+    "frozen backbone": ("digits_vit_crt", {}),
+    "two heads": ("digits_deit_lt", dict(drw_epoch=2)),
+}
+
+
+def state(model: nn.Module) -> tuple:
+    """What an evaluation must leave alone: both random streams and each module's mode."""
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), [m.training for m in model.modules()]
+
+
+@pytest.mark.parametrize("case", LOOKED_AT)
+def test_evaluating_while_training_changes_nothing(case, tmp_path, teacher, monkeypatch):
+    name, changes = LOOKED_AT[case]
+    start = {"teacher": teacher} if name == "digits_deit_lt" else {}
+    if name == "digits_vit_crt":
+        start = {"init": quiet(recipes.get("digits_vit_ce", **SHORT), tmp_path / "start")}
+    recipe = recipes.get(name, **dict(epochs=3, warmup_epochs=0.0) | changes)
+    unseen = quiet(recipe, tmp_path / "unseen", **start)
+    points, real = [], train._curve_point
+
+    def watched(job, model, *rest):
+        before = state(model)
+        points.append(real(job, model, *rest))
+        assert state(model) == before
+        return points[-1]
+
+    monkeypatch.setattr(train, "_curve_point", watched)
+    seen = quiet(replace(recipe, evaluate_every=2), tmp_path / "seen", **start)
+    there, here = (load_file(r.path / "last.safetensors") for r in (unseen, seen))
+    assert all(torch.equal(there[key], value) for key, value in here.items()) and there.keys() == here.keys()
+    heads = list(seen.result["heads"])
+    assert all(list(point) == [f"eval_{head}" for head in heads] for point in points)
+    assert without_times(seen)[list(without_times(unseen))].equals(without_times(unseen))
+    for head in heads:
+        curve = seen.curve[f"eval_{head}"]
+        assert curve.isna().tolist() == [True, False, False], "every second epoch, and the last"
+        assert curve.iloc[-1] == pytest.approx(seen.result["heads"][head]["all"])
+
+
+def test_a_run_may_be_looked_at_more_often_from_here_on(tmp_path, monkeypatch):
+    recipe = recipes.get("digits_vit_ce", epochs=4, warmup_epochs=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_curve_point", lambda job, model, epoch, _: {} if epoch < 2 else 1 / 0)
+        refusal(ZeroDivisionError, recipe, tmp_path / "run", save_seconds=0)
+    assert runs.Run(tmp_path / "run").status.endswith("continues with epoch 3 of 4")
+    run = quiet(replace(recipe, evaluate_every=1), tmp_path / "run")
+    assert run.curve["eval_cls"].isna().tolist() == [True, True, False, False]
+    whole = quiet(recipe, tmp_path / "whole")
+    assert run.curve["loss"].tolist() == whole.curve["loss"].tolist()
+    assert all(torch.equal(v, weights(run)[k]) for k, v in weights(whole).items())
+
+
+def test_how_often_to_look_is_checked():
+    with pytest.raises(ValueError, match="evaluate_every must not be negative"):
+        recipes.get("digits_vit_ce", evaluate_every=-1)
+    with pytest.raises(ValueError, match="learns no classes: leave evaluate_every at 0"):
+        recipes.get("digits_mgp", evaluate_every=5)
 
 
 # --- resumption ------------------------------------------------------------------------------------------------

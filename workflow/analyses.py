@@ -3,12 +3,10 @@
 python workflow/analyses.py runs
 
 Of every finished ViT among METHODS, recipes as registered: attention distance and mass on special tokens by block and
-head, rollout, feature rank and its spectrum. Several folders may be given; a run in an earlier one hides the same
-recipe and seed in a later one.
+head, rollout, feature rank and its spectrum.
 """
 
 import sys
-from pathlib import Path
 
 from ltvit_lib import attention, augment, plots, rank, runs, train
 
@@ -28,21 +26,6 @@ PICTURES = 2  # rollout maps kept: so many test images of each tail class, the f
 def token_names(model: nn.Module) -> list[str]:
     """What this project's classifiers read: CLS and DIST, or the mean over patches ("pooled"); CLS is there anyway."""
     return ["CLS", "DIST"] if model.num_prefix_tokens == 2 else ["CLS", "pooled"]
-
-
-@torch.no_grad()
-def looks(model: nn.Module, images: Tensor, batch: int = 64) -> attention.Survey:
-    """`attention.over_batches` with rollout rows (B, 2, N) of `token_names`; "pooled" averages the patches' rows."""
-    prefix, patches = model.num_prefix_tokens, model.patch_embed
-    distance, special, maps = 0, 0, []
-    for part in images.split(batch):
-        found = attention.capture(model, part)
-        distance += attention.mean_distance(found, patches.grid_size, patches.patch_size, prefix) * len(part)
-        special += attention.special_mass(found, prefix) * len(part)
-        rows = attention.rollout(found)[:, :, prefix:]  # (b, P + N, N)
-        second = rows[:, 1] if prefix == 2 else rows[:, prefix:].mean(1)
-        maps.append(torch.stack([rows[:, 0], second], 1))
-    return attention.Survey(distance / len(images), special / len(images), torch.cat(maps))
 
 
 @torch.no_grad()
@@ -88,8 +71,8 @@ def survey(run: runs.Run) -> dict[str, list[dict]]:
     for name, part in (("train", split.train), ("test", split.test)):
         is_tail = torch.isin(part.targets, tail)
         images = augment.evaluate(part.images, run.recipe.image_size, split.mean, split.std)
-        found = looks(model, images[is_tail])
-        maps = found.rollout
+        found = attention.over_batches(model, images[is_tail])
+        maps = found.rollout[:, :2]  # CLS and DIST, or CLS and the mean over patches
         heads = torch.cartesian_prod(*(torch.arange(n) for n in found.distance.shape)).tolist()
         tables["distance"] += [
             common | {"images": name, "block": block + 1, "head": head + 1, "grid": grid[0], "patch": patch,
@@ -145,17 +128,11 @@ def pictures(common, part, is_tail, tail, maps, tokens, side) -> list[dict]:
     ]  # fmt: skip
 
 
-def main(*folders: str) -> None:
-    found: dict[tuple, runs.Run] = {}
-    for folder in folders or ("runs",):
-        for scale in SCALES:
-            for name in METHODS:
-                for path in sorted(Path(folder).glob(f"{scale}_{name}/seed*")):
-                    run = runs.Run(path)
-                    if run.finished and not runs.changes(run.recipe):
-                        found.setdefault((run.recipe.name, run.seed), run)
+def main(folder: str) -> None:
+    wanted = {f"{scale}_{name}" for scale in SCALES for name in METHODS}
+    found = [run for run in runs.collect(folder) if run.recipe.name in wanted and not runs.changes(run.recipe)]
     tables: dict[str, list[dict]] = {}
-    for run in found.values():
+    for run in sorted(found, key=lambda run: (run.recipe.name, run.seed)):
         print(run.path, flush=True)
         for name, rows in survey(run).items():
             tables.setdefault(name, []).extend(rows)
@@ -168,4 +145,4 @@ def main(*folders: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1] if len(sys.argv) > 1 else "runs")

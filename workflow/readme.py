@@ -17,9 +17,14 @@ LAPTOP = [
     ("Teacher: ResNet, LDAM-DRW", "laptop_teacher_ldam_drw", "cls", ("DeiT-LT", "2", "LDAM+DRW")),
     ("Teacher: ResNet, LDAM-DRW-SAM", "laptop_teacher_ldam_drw_sam", "cls", ("DeiT-LT", "2", "L-D-SAM teacher")),
     ("Teacher: ResNet, PaCo-SAM", "laptop_teacher_paco_sam", "cls", ("DeiT-LT", "2", "PaCo+SAM teacher")),
+    ("Teacher: wider ResNet, in distribution", "laptop_teacher_in_distribution", "cls", None),
+    ("DeiT, average", "laptop_deit", "avg", ("DeiT-LT", "2", "DeiT")),
     ("DeiT-LT, average", "laptop_deit_lt", "avg", ("DeiT-LT", "2", "DeiT-LT (L-D-SAM)")),
     ("DeiT-LT, CLS", "laptop_deit_lt", "cls", ("DeiT-LT", "S.3", "cls")),
     ("DeiT-LT, DIST", "laptop_deit_lt", "dist", ("DeiT-LT", "S.3", "dist")),
+    ("DeiT-LT (PaCo-SAM), average", "laptop_deit_lt_paco", "avg", ("DeiT-LT", "2", "DeiT-LT (PaCo+SAM)")),
+    ("DeiT-LT (teacher without SAM), average", "laptop_deit_lt_sgd", "avg", None),
+    ("DeiT-LT (no DRW), average", "laptop_deit_lt_no_drw", "avg", None),
     ("DeiT-LT from MGP, CLS with Bal-CE, average", "laptop_deit_lt_mgp_bal_ce", "avg", None),
 ]
 DIGITS = [
