@@ -25,6 +25,7 @@ seed: int = 0  # of the tail, the weights and the order
 epochs: int = 60  # of every live run; the full ViT has 300, the full CNN 120
 
 # %%
+import json
 import tempfile
 from pathlib import Path
 
@@ -290,8 +291,56 @@ print(lost.loc[methods].round(1).rename_axis("points lost").to_string())
 # %% [markdown]
 # On CIFAR-10-LT every ViT but DeiT-LT loses two to five times as much as the CNNs, and DeiT-LT hardly more than its teacher.
 # On CIFAR-100-LT this order is gone: the plain ViT loses about as much as the CNNs, and DeiT-LT more than either. So
-# "more imbalance hurts ViTs more" stands on one data set here. (All classes, not the tail alone; our own curve of tail
-# accuracy against rho is not measured yet.)
+# "more imbalance hurts ViTs more" stands on one data set here, and for all classes, not the tail alone. Our own curve, on
+# digits: every method trained at four imbalance factors, 120 images of the first class each time.
+
+# %%
+lines = {
+    "ViT": ("digits_vit_ce", "cls"),
+    "CNN": ("digits_teacher_ce", "cls"),
+    "DeiT-LT": ("digits_deit_lt", "avg"),
+    "Teacher CNN": ("digits_teacher_ldam_drw_sam", "cls"),
+}
+ledger = runs.ledger()
+ledger = ledger[ledger["evaluated_on"] == "test"]
+changes = ledger["overrides"].fillna("{}").map(json.loads)
+chosen = ledger[changes.map(lambda c: set(c) <= {"rho"})]
+factor = changes[chosen.index].map(lambda c: c.get("rho", recipes.get("digits_vit_ce").rho))
+curve = pd.concat(runs.shots(lines, chosen[factor == r]).assign(rho=r) for r in (10, 20, 40, 100))
+line_colours = plots.COLOURS | {"CNN": "#117733"}
+fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.3), layout="constrained")
+for ax, group in zip(axes, ("all", "tail")):
+    for name in lines:
+        part = (
+            100
+            * curve[(curve["method"] == name) & (curve["group"] == group)].set_index("rho")[
+                "accuracy"
+            ]
+        )
+        part, colour = part.groupby(level=0), line_colours[name]
+        ax.plot(part.mean(), marker="o", ms=4, color=colour, label=name)
+        ax.fill_between(part.mean().index, part.min(), part.max(), color=colour, alpha=0.15, lw=0)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set(
+        xscale="log",
+        xlabel="imbalance factor rho",
+        ylabel=f"accuracy, {group} classes (%)",
+        ylim=(0, 102),
+    )
+    ax.set_xticks([10, 20, 40, 100], [10, 20, 40, 100])
+    ax.minorticks_off()
+fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=4)
+plots.save_figure(fig, "tail_against_rho", curve)
+tidy = curve.assign(at=curve["rho"].map("rho {}".format))
+runs.mean_sd(tidy[tidy["group"] == "tail"], ["method", "at"], ("tail",))["tail"].unstack("at")[
+    [f"rho {r}" for r in (10, 20, 40, 100)]
+]
+
+# %% [markdown]
+# *Digits, three seeds; bands: their range. CNN: ResNet-8 with CE; teacher: the same with LDAM, DRW and SAM.* **Supported in order, not
+# in trend:** at every factor DeiT-LT's tail lies above the ViT's, by 5, 12, 19 and 10 points, and the lead grows only up to rho = 40. At
+# 100 the rarest classes have three images, two and one; there DeiT-LT loses as the ViT does, the CNN under plain CE less, and its
+# own teacher hardly a quarter. The missing inductive bias counts for more the longer the tail.
 #
 # ## What helps
 # The two reasons have two kinds of remedy. Against the pull of the labels: a bias in the loss
