@@ -175,7 +175,7 @@ plots.save_figure(fig, "mgp_error", stored)
 
 # %% [markdown]
 # *Error of each class on test images; the balanced set has as many images in all as the long-tailed one. Digits: mean and
-# sample sd over three seeds. CIFAR-10: one seed, the long-tailed set only.*
+# sample sd over three seeds. CIFAR-10: two seeds, the long-tailed set only.*
 # Most of the up and down is the digits' own: 8 is harder to paint than 1, whatever the training set. But the two lines cross:
 # after a long-tailed first stage the head is painted better and the tail somewhat worse than after a balanced one. The first
 # stage does feel the imbalance. What counts is whether the classifier built on it does:
