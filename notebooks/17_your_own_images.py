@@ -17,8 +17,8 @@
 # **Question.** You have a folder of labelled pictures, many of some classes and few of others. What does its tail look like,
 # which method should learn it, and how do you use the result where classes are as frequent as *you* expect?
 #
-# LiVT section 4.2 and DeiT-LT section 3, as in **LiVT Table 2** and **DeiT-LT Table 2**, on data that no paper has. About 40
-# seconds on two CPU cores as shown; the last section says what to change for photographs and a GPU.
+# LiVT section 4.2 and DeiT-LT section 3, as in **LiVT Table 2** and **DeiT-LT Table 2**, on data that no paper has. Under a
+# minute on two CPU cores as shown; the last section says what to change for photographs and a GPU.
 
 # %% tags=["parameters"]
 path: str = (

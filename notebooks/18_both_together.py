@@ -18,7 +18,7 @@
 # not touch each other. Do they add up, and does it hold on real images, over seeds?
 #
 # This page is this project's own: no figure of either paper. It joins LiVT section 4.1 (masked pre-training), DeiT-LT section 4
-# (distillation into a second token) and the priors of notebook [12](12_two_experts.ipynb). Live part: half a minute on two CPU cores;
+# (distillation into a second token) and the priors of notebook [12](12_two_experts.ipynb). Live part: 40 seconds on two CPU cores;
 # full run: [full/pretrain](full/pretrain.ipynb), [full/teacher](full/teacher.ipynb), [full/distil](full/distil.ipynb).
 
 # %% tags=["parameters"]
@@ -183,7 +183,7 @@ pd.DataFrame(rows).reindex(columns=list(scales.values()))
 
 # %% [markdown]
 # Ahead of both parents' best rules on every seed at either scale: by 1.9 and 1.5 points on digits, by 4.4 (two seeds) and 8.6 (one) on
-# CIFAR-10-LT. On digits the rule was the second best of the four joined ones: "from MGP, both moved", with plain cross-entropy on CLS, has 94.8.
+# CIFAR-10-LT. On digits it is not the best of the joined rules: "from MGP, both moved", with plain cross-entropy on CLS, has 94.8.
 #
 # ## What each part adds
 # The same numbers as steps, on all classes: the parent as published, then one part more at a time.
