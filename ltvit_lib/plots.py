@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ltvit_lib import metrics
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -115,6 +117,32 @@ def plot_confusion(confusion, classes: Sequence[str], ax: Axes | None = None) ->
     ax.set_yticks(ticks, [classes[i] for i in ticks])
     ax.set(xlabel="predicted", ylabel="true")
     return ax
+
+
+def plot_training(curve: pd.DataFrame, accuracies: pd.DataFrame, title: str = "") -> Figure:
+    """A run's loss and accuracies over epochs, from `Run.curve` and `Run.accuracies`."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    plot_curves(curve, "loss", left).set_title(title)
+    plot_curves(accuracies, "accuracy", right, "accuracy (%)")
+    evaluated = accuracies["method"].nunique() > 1
+    right.set_title("training batches" + (" and evaluation part" if evaluated else ""))
+    return fig
+
+
+def plot_result(shots: pd.DataFrame, answers: Tensor, targets: Tensor, classes: Sequence[str]) -> Figure:
+    """Accuracies by group, and the confusion matrix of `answers` (N,); without it above 100 classes, too many to read.
+
+    Args:
+        shots: as for `plot_shot_accuracy`.
+        answers, targets: (N,) class ids.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    plot_shot_accuracy(shots, left)
+    if len(classes) > 100:
+        right.remove()
+    else:
+        plot_confusion(metrics.confusion(answers, targets, len(classes)), classes, right)
+    return fig
 
 
 def show_images(rows: dict[str, Tensor], titles: Sequence[str] = (), scale: float = 0.9) -> Figure:

@@ -62,3 +62,11 @@ def test_saved_with_its_table_and_the_same_every_time(shots, tmp_path, monkeypat
         pictures.append((tmp_path / "bars.svg").read_bytes())
     assert pictures[0] == pictures[1]
     assert pd.read_csv(tmp_path / "data" / "bars.csv").shape == shots.shape
+
+
+@pytest.mark.parametrize("classes, panels", [(2, 3), (101, 1)])
+def test_result_shows_what_was_answered_unless_there_are_too_many_classes(shots, classes, panels):
+    fig = plots.plot_result(shots, torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), [str(c) for c in range(classes)])
+    assert len(fig.axes) == panels
+    if panels > 1:  # the third is the colour bar
+        assert fig.axes[1].images[0].get_array().tolist() == [[0.5, 0.5], [0.0, 1.0]]

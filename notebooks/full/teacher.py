@@ -40,9 +40,8 @@ chosen
 # %%
 from pathlib import Path
 
-from ltvit_lib import metrics, plots, train
+from ltvit_lib import plots, train
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 folder = out or runs.folder(chosen, seed)
@@ -65,11 +64,7 @@ rows[["device", *spent]].head(1).dropna(axis=1)
 # comes with `-y "overrides: {evaluate_every: 5}"`, which changes no weight.
 
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-plots.plot_curves(run.curve, "loss", left).set_title(f"{chosen.name}, seed {seed}")
-plots.plot_curves(run.accuracies, "accuracy", right, "accuracy (%)")
-evaluated = run.accuracies["method"].nunique() > 1
-_ = right.set_title("training batches" + (" and evaluation part" if evaluated else ""))
+_ = plots.plot_training(run.curve, run.accuracies, f"{chosen.name}, seed {seed}")
 
 # %% [markdown]
 # Accuracy and calibration error of the last epoch in percent, by both group conventions.
@@ -78,16 +73,12 @@ _ = right.set_title("training batches" + (" and evaluation part" if evaluated el
 run.table(("all", "head", "mid", "tail", "many", "medium", "few", "ece", "mce"))
 
 # %%
-result, classes = run.result, train.load_split(chosen, seed).classes
-fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-heads = {head.upper(): (chosen.name, head) for head in result["heads"]}
-plots.plot_shot_accuracy(runs.shots(heads, rows), left)
-if len(classes) <= 100:  # more cannot be read
-    stored = run.logits()
-    answers = stored[list(heads)[-1].lower()].argmax(1)
-    plots.plot_confusion(
-        metrics.confusion(answers, stored["targets"], len(classes)), classes, right
-    )
+classes, logits = train.load_split(chosen, seed).classes, run.logits()
+heads = {head.upper(): (chosen.name, head) for head in run.result["heads"]}
+answers = logits[list(run.result["heads"])[-1]].argmax(
+    1
+)  # of the last head: what the model decides by
+_ = plots.plot_result(runs.shots(heads, rows), answers, logits["targets"], classes)
 
 # %% [markdown]
 # ## Beside the paper
