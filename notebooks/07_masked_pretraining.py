@@ -46,8 +46,8 @@ folder = Path(tempfile.mkdtemp(prefix="ltvit-"))
 # %%
 recipe = recipes.shortened("digits_mgp", length, mask_ratio=mask_ratio)
 split = train.load_split(recipe, seed)
-encoder = models.create(recipe.model, num_classes=10, in_chans=1)
 torch.manual_seed(0)
+encoder = models.create(recipe.model, num_classes=10, in_chans=1)
 mae = MaskedAutoencoder(encoder, decoder_width=32, decoder_depth=1, decoder_heads=2)
 images = augment.evaluate(split.test.images[::50], 8, split.mean, split.std)  # one of each digit
 patches = mae.patchify(images)
