@@ -217,6 +217,7 @@ _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_paco", teacher="laptop_teacher
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit", teacher="laptop_teacher_in_distribution", drw_epoch=None))
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_no_drw", drw_epoch=None))
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_sgd", teacher="laptop_teacher_ldam_drw"))
+_add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_sgd_no_drw", teacher="laptop_teacher_ldam_drw", drw_epoch=None))
 _from_mgp = dict(init="laptop_mgp", layer_decay=0.75)
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_mgp", **_from_mgp))
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_bal_ce", loss="balanced_ce"))
