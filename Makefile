@@ -64,9 +64,9 @@ recipes: .venv/installed
 ledger: .venv/installed
 	$(RUN) ltvit_lib.runs runs
 
+# Speed on this machine, five minutes on two cores; drawn in notebook 19. On a GPU also: benchmarks/steps.py --scales paper
 bench: .venv/installed
-	$(BIN)/python benchmarks/steps.py
-	$(BIN)/python benchmarks/loss_cost.py
+	for part in steps growth loss_cost augmentation; do $(BIN)/python benchmarks/$$part.py || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

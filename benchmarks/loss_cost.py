@@ -3,28 +3,27 @@
     python benchmarks/loss_cost.py [--batch 1024] [--classes 1000] [--repeats 41]
 
 Writes figures/data/benchmark_losses.csv. A ratio is the median over rounds of the loss's time over that of its plain
-counterpart in the same round, so that a drift of the machine's speed cancels.
+counterpart in the same round.
 """
 
 import argparse
-import statistics
-import time
 
 from ltvit_lib import longtail, losses, plots, runs
 
 import pandas as pd
+import timing
 import torch
 
 BASE = {"softmax": "cross_entropy", "sigmoid": "bce"}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def cases(batch: int, classes: int) -> dict:
     """name -> (softmax or sigmoid, a function of the logits)."""
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.tensor(longtail.exponential_counts(1280, classes, 256)).float()
+    counts = torch.tensor(longtail.exponential_counts(1280, classes, 256), device=DEVICE).float()
     prior = counts / counts.sum()
-    target = torch.multinomial(prior, batch, replacement=True, generator=generator)
-    features = torch.randn(batch, 768, generator=generator)
+    target = torch.multinomial(prior, batch, replacement=True)
+    features = torch.randn(batch, 768, device=DEVICE)
     soft, sig = "softmax", "sigmoid"
     return {
         "cross_entropy": (soft, lambda z: losses.cross_entropy(z, target)),
@@ -46,20 +45,14 @@ def cases(batch: int, classes: int) -> dict:
 
 def measure(batch: int, classes: int, repeats: int) -> pd.DataFrame:
     """A row a loss: milliseconds (median), and the ratio to its plain counterpart."""
-    generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(batch, classes, generator=generator, requires_grad=True)
+    logits = torch.randn(batch, classes, device=DEVICE, requires_grad=True)
     named = cases(batch, classes)
-    times: dict[str, list[float]] = {name: [] for name in named}
-    for _ in range(repeats + 2):
-        for name, (_, loss) in named.items():
-            began = time.perf_counter()
-            torch.autograd.grad(loss(logits), logits)
-            times[name].append(1000 * (time.perf_counter() - began))
+    calls = {name: lambda f=loss: torch.autograd.grad(f(logits), logits) for name, (_, loss) in named.items()}
+    times = timing.rounds(calls, repeats)
     rows = []
     for name, (family, _) in named.items():
-        own, plain = times[name][2:], times[BASE[family]][2:]  # the first two rounds warm up
-        ratio = statistics.median(a / b for a, b in zip(own, plain, strict=True))
-        rows.append({"loss": name, "plain": BASE[family], "ms": round(statistics.median(own), 3), "ratio": ratio})
+        ratio = timing.ratio(times[name], times[BASE[family]])["ratio"]
+        rows.append({"loss": name, "plain": BASE[family], "ms": 1000 * times[name].median(), "ratio": ratio})
     return pd.DataFrame(rows).assign(batch=batch, classes=classes, repeats=repeats, device=runs.device_name())
 
 
@@ -69,6 +62,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=41)
     given = parser.parse_args()
+    torch.manual_seed(0)
     table = measure(given.batch, given.classes, given.repeats)
     table.to_csv(plots.figures() / "data" / "benchmark_losses.csv", index=False, float_format="%.4g")
     print(table.to_string(index=False, float_format="%.2f"))

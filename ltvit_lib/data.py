@@ -25,7 +25,6 @@ from ltvit_lib.files import IMAGE_SUFFIXES, Files, evaluation_batches, first_lin
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 MEMORY_BOUND = 2**31  # bytes of decoded images that a folder of your own may take; a larger part stays in its files
@@ -208,6 +207,8 @@ def load(
 
 def _digits() -> tuple[_Part, _Part, tuple[str, ...]]:
     """scikit-learn's 1,797 digits: 50 a class for the test, drawn once for all seeds; the rest to select from."""
+    from sklearn.datasets import load_digits  # a quarter of the library's import: only where it is needed
+
     raw = load_digits()
     images = torch.from_numpy((raw.images * 255 / 16).round().astype(np.uint8))[:, None]  # (N, 1, 8, 8)
     whole = _Part(raw.target.astype(np.int64), lambda rows: images[torch.from_numpy(rows)])

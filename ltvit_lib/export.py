@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ltvit_lib import longtail, losses, recipes, runs, train
 from ltvit_lib.data import STATISTICS, Split
-from ltvit_lib.models import ScaledLinear
+from ltvit_lib.networks import ScaledLinear, logit_scale
 from ltvit_lib.recipes import Distil, Finetune, Pretrain, Recipe
 from ltvit_lib.runs import Run
 
@@ -139,7 +139,7 @@ def head_rules(recipe: Finetune, counts: list[int]) -> dict[str, dict]:
     family = FAMILY.get(recipe.loss)
     cls = {
         "family": family or "ce",
-        "scale": recipe.loss_options.get("scale", 30.0) if recipe.loss == "ldam" else 1.0,
+        "scale": logit_scale(recipe),
         "bias": None if bias is None else bias.tolist(),
         "smoothing": 0.0 if unsmoothed else recipe.smoothing,
         "prior": (prior if student else weighted).tolist() if family else None,

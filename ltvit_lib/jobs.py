@@ -53,6 +53,21 @@ def _numpy_seed(seed: int):
         np.random.set_state(saved)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on its way to the device: on a GPU from pinned memory, so that nobody waits for the copy."""
+    pinned = device.type == "cuda" and tensor.device.type == "cpu"
+    return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
+
+
+def placed(model: nn.Module, name: str, device: torch.device) -> nn.Module:
+    """A model on its device; on a GPU, a CNN with channels last, the layout of its convolution kernels.
+
+    Names and values stay. On a CPU the layout stays too: recorded runs repeat bit for bit.
+    """
+    convolutional = device.type == "cuda" and models.patch_size(name) is None
+    return model.to(device, memory_format=torch.channels_last) if convolutional else model.to(device)
+
+
 @dataclass
 class Batch:
     """A micro-batch on its device: b images, labels, training targets, and what the kind of run adds."""
@@ -103,6 +118,10 @@ class Job(ABC):
                 # LiVT: average pooling with its own norm; while pre-training the norm belongs to the encoder
                 options["global_pool"] = "token" if isinstance(recipe, Pretrain) else recipe.pool
         return models.create(recipe.model, drop_path_rate=recipe.drop_path, **options)
+
+    def compile(self, model: nn.Module, **how) -> None:
+        """Compiles, in place, what a step runs; `how` goes to torch.compile. No name in a checkpoint changes."""
+        model.compile(**how)
 
     def start_from(self, model: nn.Module, path: Path) -> None:
         """Loads the weights that the recipe's `init` left: a masked autoencoder's encoder."""
@@ -158,7 +177,9 @@ class FinetuneJob(Job):
         self.function = getattr(losses, recipe.loss)
         self.options = recipes.loss_arguments(recipe, prior(split.counts).float().to(device), self.counts)
         self.needs_features = "features" in inspect.signature(self.function).parameters
-        self.weight: Tensor | None = None  # (C,) class weights of this epoch
+        self.features: Tensor | None = None  # (b, D) that the classifier saw last, for a loss that asks for them
+        self.listening = False  # whether the classifier leaves them here
+        self.weight: Tensor | None = None  # (C,) class weights of this epoch, on the device
         self.smoothing = recipe.smoothing  # of this epoch
         self.warming = False  # plain cross-entropy, this epoch
 
@@ -188,7 +209,9 @@ class FinetuneJob(Job):
         self.warming = epoch < self.recipe.loss_epoch
         recipe, start = self.recipe, self.recipe.drw_epoch
         deferred = start is not None and epoch >= start
-        self.weight = drw_weights(self.counts, epoch, start, getattr(recipe, "beta", 0.9999)) if deferred else None
+        counts = torch.tensor(self.split.counts, dtype=torch.float32)  # on the CPU, where they are checked
+        weight = drw_weights(counts, epoch, start, getattr(recipe, "beta", 0.9999)) if deferred else None
+        self.weight = None if weight is None else sent(weight, self.device)
         self.smoothing = recipe.smoothing
         rho = getattr(recipe, "sam_rho", 0.0)
         self.sam_rho = rho[sum(epoch >= e for e in recipe.sam_epochs)] if isinstance(rho, tuple) else rho
@@ -217,10 +240,22 @@ class FinetuneJob(Job):
     def terms(self, model, batch):
         options = {} if self.weight is None else {"weight": self.weight}
         if self.needs_features:
-            logits, options["features"] = _with_features(model, batch.images)
+            logits, options["features"] = self.with_features(model, batch.images)
         else:
             logits = model(batch.images)
         return {"loss": self.loss(logits, batch, **options)}, _right(logits, batch.labels)
+
+    def with_features(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and what the classifier saw, (b, D). One hook for a whole run: a compiled model knows no later one."""
+        if not self.listening:
+            getattr(model, "module", model).get_classifier().register_forward_pre_hook(self._listen)
+            self.listening = True
+        logits = model(images)
+        features, self.features = self.features, None
+        return logits, features
+
+    def _listen(self, classifier: nn.Module, inputs: tuple[Tensor]) -> None:
+        self.features = inputs[0]
 
 
 class ContrastJob(FinetuneJob):
@@ -273,10 +308,12 @@ class DistilJob(FinetuneJob):
             self.teacher = maker.build()
             models.load_weights(self.teacher, teacher)
             _same_classes(self.teacher.to(device), maker, teacher)
-        self.teacher = self.teacher.to(device).eval().requires_grad_(False)
+        self.teacher = placed(self.teacher, theirs.model, device).eval().requires_grad_(False)
         self.teacher_size = theirs.image_size
         scales = (self.mean, self.std, maker.mean, maker.std)
         self.scales = [torch.tensor(v, device=device).view(1, -1, 1, 1) for v in scales]
+        # on a CPU equal statistics are changed all the same: recorded runs repeat bit for bit
+        self.same_scale = device.type != "cpu" and (self.mean, self.std) == (maker.mean, maker.std)
 
     def build(self) -> nn.Module:
         model = super().build()
@@ -290,13 +327,24 @@ class DistilJob(FinetuneJob):
         if self.weight is not None and not self.recipe.drw_mixup:
             self.mix, self.smoothing = None, 0.0
 
-    @torch.no_grad()
+    def compile(self, model: nn.Module, **how) -> None:
+        super().compile(model, **how)
+        self.teacher.compile(**how)
+
     def ask(self, images: Tensor) -> Tensor:
-        """The teacher's answers (b,) to images that are normalised for the student."""
-        if images.shape[-1] != self.teacher_size:
-            images = F.interpolate(images, (self.teacher_size, self.teacher_size), mode="bicubic", antialias=True)
-        mean, std, teacher_mean, teacher_std = self.scales
-        return self.teacher((images * std + mean - teacher_mean) / teacher_std).argmax(1)
+        """The teacher's answers (b,) to images that are normalised for the student.
+
+        In float32 whatever the student's precision: bfloat16 makes two classes tie now and then, and argmax gives the
+        answer to the first, which is the more frequent one.
+        """
+        with torch.inference_mode():
+            if images.shape[-1] != self.teacher_size:
+                images = F.interpolate(images, (self.teacher_size, self.teacher_size), mode="bicubic", antialias=True)
+            if not self.same_scale:
+                mean, std, teacher_mean, teacher_std = self.scales
+                images = (images * std + mean - teacher_mean) / teacher_std
+            answers = self.teacher(images).argmax(1)
+        return answers.clone()  # a tensor born in inference mode takes no part in backward
 
     @torch.no_grad()
     def end_epoch(self, model: nn.Module) -> dict[str, float]:
@@ -351,17 +399,6 @@ def trained(run: Run, job: Job) -> nn.Module:
         weights = plain_weights(weights)
     models.load_weights(model, weights, where=run.path)
     return model
-
-
-def _with_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and what the classifier saw, (b, D)."""
-    seen = []
-    head = (model.module if hasattr(model, "module") else model).get_classifier()
-    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        return model(images), seen[0]
-    finally:
-        hook.remove()
 
 
 # --- batches ---------------------------------------------------------------------------------------------------
@@ -423,7 +460,7 @@ def make_batches(
         noise = torch.rand(len(chosen), patches, generator=generator)
     batches = []
     for number, piece in enumerate(pieces):
-        index = chosen[piece].to(job.device)
+        index = sent(chosen[piece], job.device)
         sources = [pixels.images[index]] * len(policies) if decoded is None else decoded[number]
         images, *second = (
             augment.apply(policy, source.to(job.device), {k: v[piece] for k, v in drawn.items()})
@@ -435,7 +472,7 @@ def make_batches(
                 images, target = job.mix(images, labels)
         elif isinstance(job, FinetuneJob):
             target = job.smoothed(labels)
-        batch = Batch(images, labels, target, None if noise is None else noise[piece].to(job.device))
+        batch = Batch(images, labels, target, None if noise is None else sent(noise[piece], job.device))
         batch.second_view = second[0] if second else None
         job.prepare(batch)
         batches.append(batch)

@@ -210,7 +210,7 @@ def override(recipe: Recipe, /, **overrides) -> Recipe:
 
 
 def closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
+    close = [] if name in known else difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

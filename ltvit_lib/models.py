@@ -1,150 +1,31 @@
-"""Models: timm supplies the Vision Transformers; this module adds what timm lacks.
+"""Models by name: building them, and loading weights from files. timm supplies the Vision Transformers.
 
-Added here: compact ViTs for 8 and 32 pixel images (registered under timm names, plain and distilled), the CIFAR
-ResNets that serve as teachers, the cosine classifier of LDAM, both heads' logits, and checkpoints from files.
+What timm lacks is in `ltvit_lib.networks`, predictions for images of your own in `ltvit_lib.predict`; both are reached
+from here.
 """
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from ltvit_lib import augment, files, losses
-from ltvit_lib.longtail import check_prior
+from ltvit_lib.networks import CifarResNet, NormedLinear, compact_names, resnet_cifar
+from ltvit_lib.networks import ScaledLinear as ScaledLinear
+from ltvit_lib.networks import head_logits as head_logits
+from ltvit_lib.networks import logit_scale as logit_scale
+from ltvit_lib.networks import tau_normalise as tau_normalise
+from ltvit_lib.predict import label as label
+from ltvit_lib.predict import predict as predict
 
-import numpy as np
-import pandas as pd
 import timm
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from timm.layers import resample_abs_pos_embed
-from timm.models import build_model_with_cfg, register_model
-from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-# --- compact ViTs ----------------------------------------------------------------------------------------------
-
-# name: width, depth, heads, patch, image side. Plain as vit_<name>, with a DIST token as deit_<name>_distilled.
-COMPACT = {
-    "w64d4_patch2_8": dict(embed_dim=64, depth=4, num_heads=4, patch_size=2, img_size=8),
-    "w96d6_patch4_32": dict(embed_dim=96, depth=6, num_heads=3, patch_size=4, img_size=32),
-    "w128d6_patch4_32": dict(embed_dim=128, depth=6, num_heads=4, patch_size=4, img_size=32),
-}
-
-
-def _register_vit(name: str, kind: type, shape: dict) -> None:
-    side, heads = shape["img_size"], ["head", "head_dist"] if kind is VisionTransformerDistilled else "head"
-    card = dict(architecture=name, input_size=(3, side, side), fixed_input_size=True, crop_pct=1.0, classifier=heads,
-                first_conv="patch_embed.proj")  # fmt: skip
-
-    def build(pretrained: bool = False, pretrained_cfg: dict | None = None, **kwargs):
-        if pretrained and not pretrained_cfg:  # an exported folder brings its own: "local-dir:...", "hf-hub:..."
-            raise ValueError(f"{name} has no published weights: train it, or give checkpoint=")
-        return build_model_with_cfg(kind, name, pretrained, pretrained_cfg=pretrained_cfg or card, **(shape | kwargs))
-
-    build.__name__, build.__module__ = name, __name__
-    register_model(build)
-
-
-for _name, _shape in COMPACT.items():
-    _register_vit(f"vit_{_name}", VisionTransformer, _shape)
-    _register_vit(f"deit_{_name}_distilled", VisionTransformerDistilled, _shape)
-
-
-# --- CIFAR ResNets ---------------------------------------------------------------------------------------------
-
-
-class NormedLinear(nn.Module):
-    """Cosine classifier of LDAM: both sides L2-normalised, no bias. Its output is a cosine in [-1, 1]."""
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        # unit rows, as LDAM's: the longer a row, the smaller the gradient's turn of it
-        self.weight = nn.Parameter(F.normalize(torch.empty(out_features, in_features).uniform_(-1, 1), dim=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
-
-
-class ScaledLinear(nn.Linear):
-    """LWS: a classifier whose answers are multiplied by one learnt factor a class (Kang et al. 2020)."""
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__(in_features, out_features)
-        self.scale = nn.Parameter(torch.ones(out_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * self.scale
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; where the shape changes, the shortcut subsamples and pads with zeros (option A)."""
-
-    def __init__(self, in_width: int, width: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_width, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.stride, self.padding = stride, (width - in_width) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x
-        if self.stride > 1 or self.padding:
-            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
-        x = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(x)) + shortcut)
-
-
-class CifarResNet(nn.Module):
-    """ResNet for small images (He et al. 2016, section 4.2), with LDAM-DRW's option to normalise the classifier."""
-
-    def __init__(
-        self, depth: int = 32, num_classes: int = 10, normed: bool = False, width: int = 16, in_chans: int = 3
-    ):
-        super().__init__()
-        if (depth - 2) % 6:
-            raise ValueError(f"depth must be 6 k + 2 (8, 20, 32, 44, 56), got {depth}")
-        blocks, self.num_classes, self.num_features = (depth - 2) // 6, num_classes, 4 * width
-        self.conv1 = nn.Conv2d(in_chans, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        widths = [width] + [w for w in (width, 2 * width, 4 * width) for _ in range(blocks)]
-        strides = [2 if stage and not i else 1 for stage in range(3) for i in range(blocks)]
-        self.blocks = nn.Sequential(
-            *(BasicBlock(*shape) for shape in zip(widths[:-1], widths[1:], strides, strict=True))
-        )
-        self.head = (NormedLinear if normed else nn.Linear)(self.num_features, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.blocks(F.relu(self.bn1(self.conv1(x))))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.forward_features(x).mean((2, 3)))
-
-
-def resnet_cifar(depth: int = 32, num_classes: int = 10, normed: bool = False, **kwargs) -> CifarResNet:
-    """The teachers of the CIFAR experiments: ResNet-8, 20, 32 ... with 16, 32 and 64 channels.
-
-    `normed` puts LDAM's cosine classifier on top. ResNet-32 for ten classes has 464,154 parameters, 464,144 normed.
-    """
-    return CifarResNet(depth, num_classes, normed, **kwargs)
-
-
-# --- building, loading -----------------------------------------------------------------------------------------
-
 
 def create(name: str, checkpoint: str | Path | None = None, normed: bool = False, **kwargs) -> nn.Module:
-    """Builds any timm model, a compact ViT of this module, or `resnet<depth>_cifar`.
+    """Builds any timm model, a compact ViT of `networks`, or `resnet<depth>_cifar`.
 
     Args:
         name: for example vit_w96d6_patch4_32, deit_w96d6_patch4_32_distilled, vit_base_patch16_224, resnet32_cifar.
@@ -191,11 +72,6 @@ def load(folder: str | Path) -> nn.Module:
     model = create(name, folder, **arguments).eval()
     model.config = config
     return model
-
-
-def compact_names() -> list[str]:
-    """The ViTs that this module adds to timm's."""
-    return [f for n in COMPACT for f in (f"vit_{n}", f"deit_{n}_distilled")]
 
 
 def patch_size(name: str) -> int | None:
@@ -320,168 +196,3 @@ def load_encoder(model: VisionTransformer, source: str | Path) -> None:
     for head in (model.head, getattr(model, "head_dist", None)):
         if isinstance(head, nn.Linear):
             nn.init.trunc_normal_(head.weight, std=2e-5)
-
-
-# --- using -----------------------------------------------------------------------------------------------------
-
-
-def head_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits (B, C) of the CLS head and of the DIST head; the second is None for a model without a DIST token.
-
-    timm averages the two in eval mode; DeiT-LT's experts are looked at one by one.
-    """
-    if not isinstance(model, VisionTransformerDistilled):
-        return model(images), None
-    tokens = model.forward_features(images)  # (B, 2 + N, D)
-    return model.head(model.head_drop(tokens[:, 0])), model.head_dist(model.head_drop(tokens[:, 1]))
-
-
-def logit_scale(model: nn.Module) -> float:
-    """What a cosine classifier's output is multiplied by to become logits: LDAM's s = 30; 1 for other heads."""
-    head = model.get_classifier() if hasattr(model, "get_classifier") else None
-    return 30.0 if isinstance(head, NormedLinear) else 1.0
-
-
-DECIDE = {"ce": losses.decide_ce, "bce": losses.decide_bce}
-
-
-@torch.no_grad()
-def predict(
-    model: nn.Module,
-    images,
-    train_prior=None,
-    test_prior=None,
-    loss: str = "ce",
-    bias=None,
-    smoothing: float = 0.0,
-    batch: int = 256,
-) -> Tensor:
-    """Probabilities (N, C) under a test prior of your choice; puts the model in eval mode.
-
-    A model from `load` knows its training prior, loss, bias and smoothing, and how pictures are prepared for it. The
-    two heads of a distilled model are each moved to the test prior, then averaged as logits, as DeiT-LT averages them.
-
-    Args:
-        images: (N, channels, S, S) floating, normalised; for a model from `load` also raw pictures: uint8
-            (N, channels, H, W), or paths and PIL images of any size.
-        train_prior: (C,), what the logits are moved from. Without one, a model from `load` uses what it knows, and
-            `loss`, `bias` and `smoothing` are not read.
-        test_prior: (C,), "uniform", or {class name: share}, which rules out the classes it leaves out. None: the
-            softmax of the raw logits.
-        loss: "ce" or "bce", the family the model was trained with.
-        bias: (C,) what was added to the logits in training (Bal-CE, Bal-BCE); None: nothing.
-        smoothing: label smoothing of the training targets.
-        batch: images at once.
-
-    Raises:
-        ValueError: a test prior without the training prior, one that is no prior, another loss, an encoder without a
-            classifier, pictures that cannot be decoded, or raw ones for a model that did not come from `load`.
-    """
-    if loss not in DECIDE:
-        raise ValueError(f"loss must be 'ce' or 'bce', got {loss!r}")
-    prior = None if train_prior is None else check_prior(train_prior, "train_prior")
-    given = {"family": loss, "prior": prior, "bias": bias, "smoothing": smoothing, "scale": logit_scale(model)}
-    rules = _rules(model, given, test_prior is not None)
-    wanted, parameter, scores = _test_prior(model, test_prior), next(model.eval().parameters()), []
-    for part in _batches(model, images, batch):
-        heads = [z for z in head_logits(model, part.to(parameter)) if z is not None]
-        moved = [_moved(z.float(), rule, wanted) for z, rule in zip(heads, rules, strict=False)]
-        scores.append(sum(moved) / len(moved))
-    return torch.cat(scores).softmax(-1)
-
-
-def label(model: nn.Module, pictures, test_prior=None) -> pd.DataFrame:
-    """`label` and `probability` of each picture's likeliest class, in the order given; as `predict`, with names.
-
-    Args:
-        model: from `load`.
-    """
-    if not hasattr(model, "config"):
-        raise ValueError("model: its class names are unknown; give one that models.load returned")
-    probability, best = predict(model, pictures, test_prior=test_prior).max(1)
-    names = model.config["label_names"]
-    return pd.DataFrame({"label": [names[c] for c in best], "probability": probability.tolist()})
-
-
-def _rules(model: nn.Module, given: dict, moves: bool) -> list[dict]:
-    """How each head's logits lead to probabilities: as given, or as the model's config has it."""
-    rules, config = [given, given], getattr(model, "config", None)
-    if config is not None:
-        rules = list(config["ltvit"]["heads"].values())
-        if given["prior"] is not None:
-            rules = [given | {"scale": rule["scale"]} for rule in rules]
-    if not rules:
-        raise ValueError("model: it is an encoder without a classifier; fine-tune it first (init=)")
-    if moves and any(rule["prior"] is None for rule in rules):
-        why = "" if config is None else f" (no prior is known that the logits of {config['ltvit']['loss']} follow)"
-        raise ValueError(f"test_prior needs train_prior{why}: longtail.prior(counts) of the training set")
-    return rules
-
-
-def _moved(logits: Tensor, rule: dict, test_prior: Tensor | None) -> Tensor:
-    """A head's logits, or its scores under the test prior."""
-    logits = logits * rule["scale"]
-    if test_prior is None:
-        return logits
-    decide = DECIDE[rule["family"]]
-    return decide(logits, rule["prior"], test_prior, bias=rule["bias"], smoothing=rule["smoothing"])
-
-
-def _test_prior(model: nn.Module, wanted) -> Tensor | None:
-    """(C,) of "uniform", of shares by class name, or of what was given; checked, since it enters here."""
-    if isinstance(wanted, dict):
-        names = getattr(model, "config", {}).get("label_names", [])
-        if unknown := [name for name in wanted if name not in names]:
-            raise ValueError(f"test_prior: no class {unknown[0]!r}; known: {', '.join(names) or 'none'}")
-        wanted = torch.tensor([float(wanted.get(name, 0)) for name in names], dtype=torch.float64)
-        wanted = wanted / wanted.sum()
-    elif isinstance(wanted, str):
-        if wanted != "uniform":
-            raise ValueError(f"test_prior: give (C,) shares, 'uniform' or a dict by class name, not {wanted!r}")
-        wanted = torch.full((model.num_classes,), 1 / model.num_classes, dtype=torch.float64)
-    return None if wanted is None else check_prior(wanted, "test_prior", zero_allowed=True)
-
-
-def _batches(model: nn.Module, images, size: int) -> Iterator[Tensor]:
-    """Normalised images as they are; raw pictures as the model's evaluation prepares them."""
-    images = [images] if isinstance(images, str | Path | Image.Image) else images
-    if not len(images):
-        raise ValueError("images: give at least one")
-    raw = not (isinstance(images, Tensor) and images.is_floating_point())
-    if raw and not hasattr(model, "config"):
-        raise ValueError(
-            "images: raw pictures need the scale of the training images; give a model that models.load returned, or "
-            "normalise them with augment.evaluate"
-        )
-    for first in range(0, len(images), size):
-        part = images[first : first + size]
-        yield _prepared(part, model.config["pretrained_cfg"]) if raw else part
-
-
-def _prepared(pictures, how: dict) -> Tensor:
-    """(n, channels, S, S) normalised, of uint8 images, or of paths and PIL images; `how` is timm's pretrained_cfg."""
-    settings = how["input_size"][1], how["mean"], how["std"], how["crop_pct"]
-    if isinstance(pictures, Tensor):
-        return augment.evaluate(pictures, *settings)
-    channels = how["input_size"][0]
-    return torch.cat([augment.evaluate(_pixels(picture, channels), *settings) for picture in pictures])
-
-
-def _pixels(picture: str | Path | Image.Image, channels: int) -> Tensor:
-    """uint8 (1, channels, H, W), upright."""
-    if not isinstance(picture, Image.Image):
-        picture = files.upright(Path(picture), str(picture))
-    picture = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
-    values = torch.from_numpy(np.array(picture))
-    return values.reshape(1, picture.height, picture.width, channels).permute(0, 3, 1, 2)
-
-
-@torch.no_grad()
-def tau_normalise(model: nn.Module, tau: float = 1.0) -> None:
-    """Divides each class's weights by their norm to the power tau and drops the bias, in place (Kang et al. 2020)."""
-    head = model.get_classifier()
-    if not isinstance(head, nn.Linear):
-        raise ValueError(f"tau_normalise needs one linear classifier, got {type(head).__name__}")
-    head.weight.div_(head.weight.norm(dim=1, keepdim=True).clamp_min(1e-12) ** tau)
-    if head.bias is not None:
-        head.bias.zero_()

@@ -172,9 +172,10 @@ class PaCo(nn.Module):
             raise ValueError(
                 f"queue_size {len(self.queue)} is not a multiple of the batch of {len(keys)}: change either"
             )
-        for slow, fast in ((self.key_encoder, self.encoder), (self.key_projector, self.projector)):
-            for k, q in zip(slow.parameters(), fast.parameters(), strict=True):
-                k.mul_(self.momentum).add_(q, alpha=1 - self.momentum)
+        slow = [*self.key_encoder.parameters(), *self.key_projector.parameters()]
+        torch._foreach_mul_(slow, self.momentum)
+        fast = [*self.encoder.parameters(), *self.projector.parameters()]
+        torch._foreach_add_(slow, fast, alpha=1 - self.momentum)
         slots = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[slots], self.queue_labels[slots] = keys.to(self.queue.dtype), labels
         self.pointer.add_(len(keys)).remainder_(len(self.queue))

@@ -40,18 +40,18 @@ def ascended(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[Tensor]
         raise ValueError(f"rho must be 0 or more, got {rho}")
     if not moved:
         raise ValueError("no parameter has a gradient: call backward() before ascended()")
-    norm = torch.stack([p.grad.norm() for p in moved]).norm()
+    norm = torch.stack(torch._foreach_norm([p.grad for p in moved])).norm()
     scale = rho / (norm + 1e-12)
-    saved = [p.detach().clone() for p in moved]  # the one copy: w + e - e would not be w in floating point
+    saved = [torch.empty_like(p, requires_grad=False) for p in moved]  # the one copy: w + e - e would not be w again
     try:
         with torch.no_grad():
+            torch._foreach_copy_(saved, moved)  # one launch on a GPU for all the small tensors of a CNN
             for p in moved:
                 p.addcmul_(p.grad, scale.to(p.dtype))
         yield norm
     finally:
         with torch.no_grad():
-            for p, original in zip(moved, saved, strict=True):
-                p.copy_(original)
+            torch._foreach_copy_(moved, saved)
 
 
 @contextmanager

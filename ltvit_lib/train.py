@@ -7,10 +7,12 @@ streams derive from (seed, epoch, step), so a resumed run equals the uninterrupt
 import contextlib
 import hashlib
 import math
+import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ltvit_lib import augment, metrics, models, optim, recipes, runs
@@ -26,7 +28,9 @@ from ltvit_lib.jobs import (
     epoch_order,
     make_batches,
     parts,
+    placed,
     random_seed,
+    sent,
     trained,
 )
 from ltvit_lib.jobs import stream as stream
@@ -44,6 +48,9 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
+GRAPHS = ("reduce-overhead", "max-autotune", "cudagraphs")  # with CUDA graphs
+
 
 class TrainingDiverged(RuntimeError):
     """The loss or the weights became NaN or infinite; the last good checkpoint is kept."""
@@ -59,6 +66,7 @@ def fit(
     resume: bool = True,
     progress: bool = True,
     save_seconds: float = 10.0,
+    compile: str | None = None,
 ) -> Run:
     """Trains a recipe into a run folder, or continues where an interrupted run stopped; a finished one is returned.
 
@@ -73,6 +81,13 @@ def fit(
         resume: False refuses to continue a run that is there.
         progress: a tqdm bar with loss, accuracy, images/s and time left.
         save_seconds: a checkpoint is written after an epoch, unless the last one is younger than this.
+        compile: a mode of torch.compile ("default", "reduce-overhead" for CUDA graphs, "max-autotune") or one of its
+            backends, for what a step runs; evaluation stays plain. None: the environment's LTVIT_COMPILE. "": nothing
+            is compiled. No part of a run's identity: a run may go on with another. Numbers then agree within rounding,
+            and stochastic depth draws others. Off until asked for, also on a GPU, where its gain is not measured yet.
+
+    On a GPU optimisers are fused and CNNs have channels last; float32 convolutions use TF32 and matrix products do
+    not, as is torch's default.
 
     Raises:
         ValueError: anything wrong with recipe, data, checkpoints or folder: in one sentence, before training.
@@ -90,6 +105,7 @@ def fit(
         cpu=not torch.accelerator.is_available(),  # or the processes that torchrun starts would not know each other
     )
     pieces = _pieces(recipe, accelerator, len(split.train))
+    how = compiler(compile, len(pieces) > 1)
     torch.manual_seed(random_seed(seed, "weights"))
     job = JOBS[recipe.kind](recipe, split, accelerator.device, teacher)
     model = _synchronised(job.build(), accelerator)
@@ -98,7 +114,10 @@ def fit(
     wanted = runs.identity(recipe, seed, split.digest, {"init": _digest(init), "teacher": _digest(teacher)})
     with _opened(out, wanted, resume, accelerator) as run:
         if not run.finished:
-            seconds = _train(run, job, model.to(accelerator.device), accelerator, pieces, seed, progress, save_seconds)
+            model = placed(model, recipe.model, accelerator.device)
+            if how is not None:
+                job.compile(model, **how)
+            seconds = _train(run, job, model, accelerator, pieces, seed, progress, save_seconds)
             _finish(run, job, model, accelerator, seconds)
     return run
 
@@ -113,6 +132,32 @@ def load_split(recipe: Recipe, seed: int, data: Split | None = None) -> Split:
         rho = None if recipe.per_class else recipe.rho
         data = load(recipe.data, rho, data_seed, recipe.per_class, image_size=recipe.image_size)
     return data.with_validation(data_seed) if recipe.evaluate_on == "val" and data.val is None else data
+
+
+def compiler(named: str | None = None, accumulates: bool = False) -> dict[str, str] | None:
+    """Arguments for torch.compile from a mode's or a backend's name (None: LTVIT_COMPILE's); None where there is none.
+
+    Raises:
+        ValueError: no such mode or backend; or CUDA graphs where gradients are summed over micro-batches, for a graph
+            keeps them in memory of its own, which its next run overwrites (pytorch/pytorch issue 169545).
+    """
+    named = os.environ.get("LTVIT_COMPILE", "") if named is None else named
+    if not named:
+        return None
+    if accumulates and named in GRAPHS:
+        raise ValueError(
+            f"compile={named!r} uses CUDA graphs, which cannot sum gradients over micro-batches: give 'default', or a "
+            "micro_batch that makes one of a device's share"
+        )
+    if named in MODES:
+        return {"mode": named}
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if named not in backends:
+        known = ", ".join([*MODES, *backends])
+        raise ValueError(
+            f"compile (or the environment's LTVIT_COMPILE) is {named!r}: leave it empty, or give one of {known}"
+        )
+    return {"backend": named}
 
 
 def _start(recipe: Recipe, what: str, given: Run | str | Path | None) -> Run | Path | None:
@@ -197,6 +242,7 @@ def _train(run, job, model, accelerator, pieces, seed, progress, save_seconds) -
     recipe = job.recipe
     optimizer = optim.create_optimizer(model, recipe)
     done, seconds = runs.load_checkpoint(run, model, optimizer)
+    optim.settle(optimizer)
     runs.check_space(run, model.state_dict(), optimizer)
     wrapped = accelerator.prepare(model)
     pixels = job.split.train.to(accelerator.device)
@@ -307,23 +353,39 @@ def _bar(recipe: Recipe, steps: int, done: int, shown: bool) -> tqdm:
     )  # fmt: skip
 
 
+def _fetched(values: Tensor) -> Callable[[], list[float]]:
+    """Starts a copy of a step's numbers to the host; calling the result waits for that step, and for none after it."""
+    if values.device.type != "cuda":
+        return values.tolist
+    arriving, done = values.to("cpu", non_blocking=True), torch.cuda.Event()  # into pinned memory
+    done.record()
+
+    def read() -> list[float]:
+        done.synchronize()
+        return arriving.tolist()
+
+    return read
+
+
 class _Meter:
-    """Loss and accuracy of an epoch. A step's numbers are read when the next is under way: the device never waits."""
+    """Loss and accuracy of an epoch. A step's numbers are read when the next two are queued: the device never waits."""
+
+    AHEAD = 2  # steps whose numbers are still on their way
 
     def __init__(self, bar, recipe: Recipe, epoch: int, accelerator: Accelerator):
         self.bar, self.recipe, self.epoch, self.accelerator = bar, recipe, epoch, accelerator
         self.began, self.steps, self.loss, self.right, self.lr = time.monotonic(), 0, 0.0, 0.0, 0.0
-        self.unread: Tensor | None = None
+        self.unread: deque[tuple[Callable[[], list[float]], float]] = deque()
 
     def update(self, values: Tensor, lr: float) -> None:
-        self.read()
-        self.unread, self.lr = values, lr
+        self.unread.append((_fetched(values), lr))
+        if len(self.unread) > self.AHEAD:
+            self.read()
 
     def read(self) -> None:
-        """Waits for the last step but one, adds it up and shows it."""
-        if self.unread is None:
-            return
-        loss, right = self.unread.tolist()
+        """Waits for the oldest step that is unread, adds it up and shows it."""
+        fetched, self.lr = self.unread.popleft()
+        loss, right = fetched()
         if not math.isfinite(loss):
             raise _diverged(f"the loss is {loss}", self.epoch, self.steps, self.lr)
         self.steps, self.loss, self.right = self.steps + 1, self.loss + loss, self.right + right
@@ -342,8 +404,9 @@ class _Meter:
         }  # fmt: skip
 
     def finish(self) -> dict:
-        """Reads the last step and sums over devices."""
-        self.read()
+        """Reads the last steps and sums over devices."""
+        while self.unread:
+            self.read()
         own = torch.tensor([self.loss, self.right], device=self.accelerator.device)
         return self.row(*self.accelerator.reduce(own, reduction="sum").tolist())
 
@@ -416,27 +479,41 @@ def predict_logits(model: nn.Module, part: Images, recipe: Recipe, mean, std, ac
     """Logits (N, C) of every head for a set of images: `cls`; with a DIST token also `dist` and their average `avg`.
 
     Logits that LDAM trained, cosines or not, are multiplied by its scale: their softmax is the loss's. With several
-    processes each takes every n-th image.
+    processes each takes every n-th image. They stay on the device until all batches are queued. In float32, however
+    the model was trained: bfloat16 logits tie, and argmax gives a tie to the first class, which is the most frequent.
     """
     model.eval()
-    ldam = getattr(recipe, "loss", "") == "ldam"
-    scale = recipe.loss_options.get("scale", 30.0) if ldam else 1.0
+    scale = models.logit_scale(recipe)
     device = next(model.parameters()).device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     rows, side = [], round(recipe.image_size / recipe.eval_crop)
-    for index, pixels in evaluation_batches(part.images, torch.arange(rank, len(part), world), side):
-        images = augment.evaluate(pixels.to(device), recipe.image_size, mean, std, recipe.eval_crop)
-        with accelerator.autocast() if accelerator else contextlib.nullcontext():
+    with _plain(model):
+        for index, pixels in evaluation_batches(part.images, torch.arange(rank, len(part), world), side):
+            images = augment.evaluate(sent(pixels, device), recipe.image_size, mean, std, recipe.eval_crop)
             cls, dist = models.head_logits(model, images)
-        cls = cls.float() * scale
-        rows.append((index, cls.cpu(), None if dist is None else dist.float().cpu()))
+            heads = [cls.float() * scale] + ([] if dist is None else [dist.float()])
+            rows.append((index, *heads))
+    rows = [tuple(column.cpu() for column in row) for row in rows]
     rows = gather_object(rows) if world > 1 else rows
-    index = torch.cat([r[0] for r in rows]).argsort()
-    cls = torch.cat([r[1] for r in rows])[index]
-    if rows[0][2] is None:
-        return {"cls": cls}
-    dist = torch.cat([r[2] for r in rows])[index]
+    index, cls, *dist = (torch.cat(column) for column in zip(*rows, strict=True))
+    order = index.argsort()
+    if not dist:
+        return {"cls": cls[order]}
+    cls, dist = cls[order], dist[0][order]
     return {"cls": cls, "dist": dist, "avg": (cls + dist) / 2}
+
+
+@contextlib.contextmanager
+def _plain(model: nn.Module) -> Iterator[None]:
+    """While the block runs, the model is neither compiled, for batches of other sizes, nor autocast by accelerate."""
+    autocast = model.__dict__.pop("forward", None)
+    compiled = any(module._compiled_call_impl for module in model.modules())
+    try:
+        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+            yield
+    finally:
+        if autocast is not None:
+            model.forward = autocast
 
 
 def evaluate(logits: Tensor, targets: Tensor, split: Split) -> dict:

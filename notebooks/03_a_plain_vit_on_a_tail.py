@@ -298,6 +298,7 @@ print(lost.loc[methods].round(1).rename_axis("points lost").to_string())
 lines = {
     "ViT": ("digits_vit_ce", "cls"),
     "CNN": ("digits_teacher_ce", "cls"),
+    "DeiT": ("digits_deit", "avg"),
     "DeiT-LT": ("digits_deit_lt", "avg"),
     "Teacher CNN": ("digits_teacher_ldam_drw_sam", "cls"),
 }

@@ -97,7 +97,6 @@ def side_by_side(part):
     return wide.swaplevel(axis=1)[[(m, kind) for m in metrics for kind in kinds]].fillna("")
 
 
-# %%
 with pd.option_context("display.max_rows", 200, "display.max_columns", 40):
     for (paper, number), part in beside.groupby(["paper", "table"], sort=False):
         if (part["n"] > 0).any():
@@ -155,8 +154,6 @@ recipe_of = {name: recipes.get(name) for name in points["recipe"].dropna().uniqu
 points["epochs"] = [recipe_of[r].epochs if r in recipe_of else math.nan for r in points["recipe"]]
 flops = {name: costs.estimate(recipe).flops for name, recipe in recipe_of.items()}
 points["flops"] = points["recipe"].map(flops)
-
-# %%
 wide = points.pivot_table(
     index="method", columns="scale", values=["accuracy", "epochs", "flops"], sort=False
 )
@@ -197,24 +194,30 @@ for mark, face, edge, label in (MARKS[s] for s in MARKS if s in set(points["scal
 fig.legend(frameon=False, ncols=4, loc="outside upper center")
 plots.save_figure(fig, "report_gap", points)
 
+
 # %%
+def span(values, form="{:,.0f}"):
+    """From the smallest to the largest, once if they read alike."""
+    return " to ".join(dict.fromkeys(form.format(v) for v in (values.min(), values.max())))
+
+
 pairs = points[points["scale"].isin(["laptop", "published"])].pivot(
-    index="method", columns="scale", values=["accuracy", "flops"]
+    index="method", columns="scale", values=["accuracy", "flops", "epochs"]
 )
-gap = (pairs["accuracy", "published"] - pairs["accuracy", "laptop"]).dropna().sort_values()
-ratio = (pairs["flops", "published"] / pairs["flops", "laptop"]).dropna()
-print(
-    f"smallest gap: {gap.index[0]}, {gap.iloc[0]:.1f} points; largest: {gap.index[-1]}, {gap.iloc[-1]:.1f} points"
-)
-cnn = ratio.index.str.startswith("CNN")
-for kind, of_kind in (("CNNs", ratio[cnn]), ("ViTs", ratio[~cnn])):
-    span = " to ".join(dict.fromkeys(f"{value:,.0f}" for value in (of_kind.min(), of_kind.max())))
-    print(f"the published {kind} train with {span} times the operations")
+pairs = pairs.dropna(subset=[("accuracy", "laptop")])
+gap = pairs["accuracy", "published"] - pairs["accuracy", "laptop"]
+more = {what: pairs[what, "published"] / pairs[what, "laptop"] for what in ("flops", "epochs")}
+cnns = gap.index.to_series().str.extract(r"CNN, (\w+)", expand=False)
+gaps = [
+    f"{kind}: {span(part)} points below the published numbers, which took {span(more['flops'][part.index])} times "
+    f"the operations and {span(more['epochs'][part.index], '{:.2g}')} times the epochs"
+    for kind, part in gap.groupby(("CNNs with " + cnns).fillna("ViTs"))
+]
+display(Markdown("\n".join(f"- {line}" for line in gaps)))
 
 # %% [markdown]
-# **Why the gaps are what they are.** The LDAM-DRW CNNs come close: a ResNet at 32 pixels is small in the papers too. PaCo has an
-# eighth of its 400 epochs and is far from done. The ViTs do not: theirs
-# are ViT-B, eight times as wide and twice as deep, at 224 pixels and for up to 1,200 epochs; ours see 24. LiVT's published numbers on
+# **Why the gaps are what they are.** A CNN teacher is small in the papers too, a ResNet at 32 pixels: its gap is mostly one of epochs.
+# The papers' ViTs are ViT-B, eight times as wide as ours and twice as deep, at 224 pixels. LiVT's published numbers on
 # CIFAR start from an encoder that saw ImageNet-1K, ours from the long-tailed images alone. So which of CNN and ViT is ahead at laptop
 # scale says nothing about the papers' schedules. Differences *between* ViTs of one scale do say something about the methods: next.
 #
@@ -339,12 +342,20 @@ for scale in ("digits", "laptop"):
         which = chosen["where"] + ": " + chosen["claim"].str.split(" (", regex=False).str[0]
         lines = () if kind == "not run" else chosen["paper"] + " " + which
         print(f"{scale}, {kind}: {len(chosen)} of {len(verdicts)}", *lines, sep="\n    ")
+KEY = ["a CNN ahead of a ViT on the same tail: all", "the bias helps DeiT III: tail", "Bal-BCE over BCE: tail",
+       "MGP before the balanced loss: all", "DIST over CLS: tail", "DeiT-LT over its teacher: all"]  # fmt: skip
+key = verdicts.set_index("claim")[["digits, verdict", "laptop, verdict"]].loc[KEY]
+key.loc["plain DeiT: DIST of lower rank than CLS, over blocks"] = [
+    verdict(paired("feature_rank", "rank", *(rank | {"recipe": f"{s}_deit", "token": t} for t in ("CLS", "DIST"))))
+    for s in ("digits", "laptop")
+]  # fmt: skip
+key
 
 # %% [markdown]
-# **Reading it.** What both papers build on is borne out at small scale: a plain ViT behind a CNN on the same tail, a bias that brings
-# the tail back, masked pre-training on nothing but the long-tailed images, a DIST head that knows the tail. What rests on long
-# schedules, above all a student that overtakes its teacher, is not seen here and could not be expected to be. Undecided means that
-# three seeds do not tell. A sign can also have another cause than the paper's: DIST is of lower rank than CLS in plain DeiT as well. What the analyses measure beside what they name is discussed where they are made:
+# **Reading it.** The first five of the last table are what both papers build on: a plain ViT behind a CNN on the same tail, a bias that brings the tail
+# back, in a ViT and after masked pre-training, that pre-training on nothing but the long-tailed images, a DIST head that knows the
+# tail. The sixth rests on long schedules: a student that overtakes its teacher. And a sign can have another cause than the paper's: is
+# DIST of lower rank than CLS in plain DeiT as well? Undecided means that the seeds do not tell. What the analyses measure beside what they name is discussed where they are made:
 # [12](12_two_experts.ipynb) on the average of the heads, [13](13_attention_distance.ipynb) on attention distance, of which a part is
 # attention to the special tokens, [14](14_feature_rank.ipynb) on rank, [09](09_sam_and_the_flat_teacher.ipynb) on flatness.
 #
@@ -358,12 +369,29 @@ for paper, part in coverage[coverage["run"] == 0].groupby(level="paper"):
 
 # %% [markdown]
 # ## Takeaways
-# - The coverage table is the state of this reproduction: a published number counts only when its own recipe ran at full length.
-# - At laptop scale the LDAM-DRW CNNs stay 6 to 10 points below the published numbers, PaCo's, an eighth of its epochs, 29, on a
-#   twenty-third of the operations or fewer; the ViTs about 40, on less than a thousandth: these gaps measure scale before method.
-# - Of 22 claims, digits bear out 9 over three seeds, contradict 2 (the student overtakes its teacher; the average beats DIST) and
-#   leave 11 undecided; at laptop scale a claim has one seed or two, which is a sign, not a verdict.
-#
+# Made from the tables above, like every number of this page.
+
+
+# %%
+def counted(scale):
+    """How many claims have each verdict at a scale, and which speak against the papers."""
+    found, n = verdicts[f"{scale}, verdict"], verdicts[f"{scale} n"]
+    parts = [
+        f"{count} {kind.replace(', ', ' with ')}" for kind, count in found.value_counts().items()
+    ]
+    against = verdicts["claim"][found.str.startswith(("contradicted", "against"))]
+    named = "; ".join(against.str.split(" (", regex=False).str[0].str.split(":").str[0])
+    return f"{scale} (seeds: {span(n[n > 0])}): {', '.join(parts)}; against: {named or 'none'}"
+
+
+takeaways = [
+    f"{ran.sum()} of {len(beside)} published numbers have been run again: one counts only when its own recipe ran at full length.",
+    f"At laptop scale, gaps measure scale before method. {'; '.join(gaps)}.",
+    f"Of {len(verdicts)} claims, {'. '.join(map(counted, ('digits', 'laptop')))}. Below three seeds that is a sign, not a verdict.",
+]  # fmt: skip
+display(Markdown("\n".join(f"- {line}" for line in takeaways)))
+
+# %% [markdown]
 # ## Exercises
 # 1. The share of a device's peak that a run used; 2. the lower end of the interval that decides a claim; 3. the overall accuracy
 # that a row's groups imply (with ImageNet-LT's 385, 479 and 136 classes): do the published rows add up?

@@ -300,4 +300,4 @@ check(
 # ```
 # </details>
 #
-# **Next:** your own images, [17](17_your_own_images.ipynb), or how each expert was measured: [12 · two experts](12_two_experts.ipynb).
+# **Next:** your own images, [17](17_your_own_images.ipynb), what all this costs, [19 · speed](19_speed.ipynb), or how each expert was measured: [12 · two experts](12_two_experts.ipynb).

@@ -1,10 +1,11 @@
 """Models against timm's own outputs, and checkpoints, the good ones and those that must be refused."""
 
+import inspect
 import os
 import pickle
 from pathlib import Path
 
-from ltvit_lib import longtail, losses, models
+from ltvit_lib import longtail, losses, models, networks, recipes
 from ltvit_lib.mae import MaskedAutoencoder
 
 import pytest
@@ -102,7 +103,7 @@ def test_resnet_32_has_the_published_size():
 
 
 def test_option_a_shortcut_subsamples_and_pads_with_zeros(rng):
-    block = models.BasicBlock(4, 8, stride=2).eval()
+    block = networks.BasicBlock(4, 8, stride=2).eval()
     nn.init.zeros_(block.bn2.weight)  # the branch gives 0: what is left is the shortcut
     x = torch.rand(2, 4, 6, 6, generator=rng)
     out = block(x)
@@ -141,6 +142,16 @@ def test_normed_classifier_gives_cosines(rng):
 def test_logit_scale_is_ldams_for_cosines_only():
     assert models.logit_scale(models.resnet_cifar(8, normed=True)) == 30.0
     assert models.logit_scale(models.resnet_cifar(8)) == models.logit_scale(nn.Identity()) == 1.0
+
+
+def test_logit_scale_of_a_recipe_is_its_loss_s():
+    default = inspect.signature(losses.ldam).parameters["scale"].default
+    for name in ("digits_teacher_ldam_drw_sam", "digits_mgp_ldam"):  # a cosine classifier, a linear one
+        assert models.logit_scale(recipes.get(name)) == default
+        assert models.logit_scale(recipes.get(name, loss_options={"scale": 12.5})) == 12.5
+    for name in ("digits_vit_ce", "digits_mgp", "digits_teacher_paco_sam", "digits_deit_lt"):
+        assert models.logit_scale(recipes.get(name)) == 1.0
+    assert models.logit_scale(models.resnet_cifar(8, normed=True)) == default
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------

@@ -65,17 +65,14 @@ def test_a_zero_gradient_moves_nothing():
         assert torch.equal(w, torch.zeros(2))
 
 
-def test_keeps_one_copy_of_the_parameters_and_no_more(monkeypatch):
+def test_keeps_one_copy_of_the_parameters_and_no_more():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     model(torch.ones(1, 64)).sum().backward()
     wanted = sum(p.nbytes for p in model.parameters())
-    copied, clone = [], torch.Tensor.clone
-    monkeypatch.setattr(torch.Tensor, "clone", lambda t, *a, **k: copied.append(t.nbytes) or clone(t, *a, **k))
     with torch.profiler.profile(profile_memory=True) as profile, ascended(model.parameters(), rho=0.1):
         pass
-    assert sum(copied) == wanted
     allocated = sum(max(e.self_cpu_memory_usage, 0) for e in profile.key_averages())
-    assert allocated < 1.1 * wanted  # the copy, and a few scalars
+    assert wanted <= allocated < 1.1 * wanted  # the copy, and a few scalars
 
 
 def test_with_a_real_optimiser_the_step_is_taken_from_the_original_weights():

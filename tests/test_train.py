@@ -469,6 +469,9 @@ def test_precisions_may_follow_each_other_in_one_process(tmp_path):
     assert all(v.dtype == torch.float32 for v in weights(half).values())
     assert not torch.equal(weights(full)["model.head.weight"], weights(half)["model.head.weight"])
     assert half.curve["loss"].tolist() == pytest.approx(full.curve["loss"].tolist(), rel=0.05)
+    model, split = train.build(half)  # evaluated in float32 all the same: bfloat16 logits would tie
+    exact = train.predict_logits(model, split.test, half.recipe, split.mean, split.std)
+    torch.testing.assert_close(half.logits()["cls"], exact["cls"], rtol=1e-5, atol=1e-5)
 
 
 def shows_progress(text: str) -> bool:

@@ -10,11 +10,13 @@ import sys
 
 from ltvit_lib import attention, augment, plots, rank, runs, train
 
-import pandas as pd
+import measuring
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+TABLES = {"distance": "attention_distance", "rollout": "attention_rollout", "maps": "attention_rollout_maps",
+          "rank": "feature_rank", "spectrum": "feature_spectrum"}  # fmt: skip
 METHODS = ("vit_ce", "livt", "deit", "deit_lt", "deit_lt_sgd", "deit_lt_paco", "deit_lt_no_drw")
 PICTURED = ("vit_ce", "livt", "_deit", "deit_lt")
 SCALES = ("digits", "laptop")
@@ -67,14 +69,14 @@ def survey(run: runs.Run) -> dict[str, list[dict]]:
     model, split = train.build(run)
     common, tail = {"recipe": run.recipe.name, "seed": run.seed}, split.groups["few"].nonzero().flatten()
     grid, patch = model.patch_embed.grid_size, model.patch_embed.patch_size[0]
-    tokens, tables = token_names(model), {k: [] for k in ("distance", "rollout", "maps", "rank", "spectrum")}
+    tokens, measured = token_names(model), {name: [] for name in TABLES}
     for name, part in (("train", split.train), ("test", split.test)):
         is_tail = torch.isin(part.targets, tail)
         images = augment.evaluate(part.images, run.recipe.image_size, split.mean, split.std)
         found = attention.over_batches(model, images[is_tail])
         maps = found.rollout[:, :2]  # CLS and DIST, or CLS and the mean over patches
         heads = torch.cartesian_prod(*(torch.arange(n) for n in found.distance.shape)).tolist()
-        tables["distance"] += [
+        measured["distance"] += [
             common | {"images": name, "block": block + 1, "head": head + 1, "grid": grid[0], "patch": patch,
                       "distance": found.distance[block, head].item(), "special": found.special[block, head].item()}
             for block, head in heads
@@ -83,16 +85,16 @@ def survey(run: runs.Run) -> dict[str, list[dict]]:
         between = (maps / maps.sum(-1, keepdim=True)).diff(dim=1).abs().sum(-1).mean().item() / 2
         for i, token in enumerate(tokens):
             row = rollout_numbers(maps[:, i], grid, patch, grey.double() + 1e-9)
-            tables["rollout"].append(common | {"images": name, "token": token} | row | {"between": between})
+            measured["rollout"].append(common | {"images": name, "token": token} | row | {"between": between})
         if name == "test" and run.seed == 0 and run.recipe.name.endswith(PICTURED):
-            tables["maps"] += pictures(common, part, is_tail, tail, maps, tokens, grid[0])
+            measured["maps"] += pictures(common, part, is_tail, tail, maps, tokens, grid[0])
         some = slice(None, None, 1 if name == "train" else max(1, len(part) // MOST))
         every, is_tail = token_features(model, images[some]), is_tail[some]  # (L, B, 2, D)
         for i, token in enumerate(tokens):
             for row in ranks(every[:, :, i], is_tail, run.seed == 0):
                 kind = "spectrum" if "kept" in row else "rank"
-                tables[kind].append(common | {"images": name, "token": token} | row)
-    return tables
+                measured[kind].append(common | {"images": name, "token": token} | row)
+    return measured
 
 
 def ranks(every: Tensor, is_tail: Tensor, spectra: bool) -> list[dict]:
@@ -130,18 +132,15 @@ def pictures(common, part, is_tail, tail, maps, tokens, side) -> list[dict]:
 
 def main(folder: str) -> None:
     wanted = {f"{scale}_{name}" for scale in SCALES for name in METHODS}
-    found = [run for run in runs.collect(folder) if run.recipe.name in wanted and not runs.changes(run.recipe)]
-    tables: dict[str, list[dict]] = {}
-    for run in sorted(found, key=lambda run: (run.recipe.name, run.seed)):
+    found = [run for run in measuring.unchanged(measuring.finished(folder)) if run.recipe.name in wanted]
+    measuring.name_missing(wanted, found)
+    measured: dict[str, list[dict]] = {name: [] for name in TABLES}
+    for run in found:
         print(run.path, flush=True)
         for name, rows in survey(run).items():
-            tables.setdefault(name, []).extend(rows)
-    names = {"distance": "attention_distance", "rollout": "attention_rollout", "maps": "attention_rollout_maps",
-             "rank": "feature_rank", "spectrum": "feature_spectrum"}  # fmt: skip
-    for name, rows in tables.items():
-        path = plots.figures() / "data" / f"{names[name]}.csv"
-        pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4g")
-        print(f"{len(rows)} rows in {path.name}")
+            measured[name] += rows
+    for name, rows in measured.items():
+        measuring.save(TABLES[name], rows, digits=4)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from hashlib import sha256
 
 from ltvit_lib import augment, jobs, longtail, losses, metrics, runs, train
 
+import measuring
 import numpy as np
-import pandas as pd
 import torch
 from measure import groups, save
 from torch import Tensor
@@ -150,45 +150,29 @@ def chosen(run: runs.Run, dist: Tensor | None) -> list[dict]:
 
 def distance(run: runs.Run, points: int = 60) -> list[dict]:
     """Fig. 4a: cosine distance between the tokens, averaged over `points` blocks of epochs (`epoch`: the last)."""
-    curve = run.curve
-    if "cosine_distance" not in curve:
+    if "cosine_distance" not in run.curve:
         return []  # a run made before it was recorded
-    blocks = curve.groupby(curve["epoch"] // max(1, -(-run.recipe.epochs // points)))
-    return blocks.agg(epoch=("epoch", "max"), cosine_distance=("cosine_distance", "mean")).to_dict("records")
-
-
-def students(finished: list[runs.Run]) -> tuple[list[runs.Run], list[runs.Run]]:
-    """DeiT-LT runs of unchanged recipes: those for the test set, and those that held out a validation part.
-
-    Of two folders with one recipe and seed the younger counts.
-    """
-    found = [run for run in finished if run.recipe.kind == "distil"]
-    found.sort(key=lambda run: (run.path / "result.json").stat().st_mtime)
-    test = {(r.recipe.name, r.seed): r for r in found if not runs.changes(r.recipe)}
-    held_out = {(r.recipe.name, r.seed): r for r in found if set(runs.changes(r.recipe)) == {"evaluate_on"}}
-    return list(test.values()), list(held_out.values())
+    return measuring.curve_blocks(run, max(1, -(-run.recipe.epochs // points)), cosine_distance="cosine_distance")
 
 
 def prior_of_dist(run: runs.Run, split, finished: list[runs.Run]) -> Tensor | None:
-    """`dist_prior` with the very teacher of this run, told by its weights; None where it is not among the runs."""
+    """`dist_prior` with the very teacher of this run, told by its weights; None, and a word, where it is not there."""
     same = [t for t in finished if t.recipe.name == run.recipe.teacher and t.identity["data"] == run.identity["data"]]
     wanted = run.identity["start"]["teacher"]
     same = [t for t in same if sha256((t.path / "last.safetensors").read_bytes()).hexdigest().startswith(wanted)]
-    return dist_prior(run, split, same[0]) if same else None
-
-
-COLUMNS = {  # of the tables that may be empty
-    "distance": ["recipe", "seed", "epoch", "cosine_distance"],
-    "chosen": ["recipe", "seed", "rule", "w", "t", "group", "accuracy"],
-}
+    if not same:
+        print(f"{run.path}: no {run.recipe.teacher} here has weights {wanted}, so DIST is not moved")
+        return None
+    return dist_prior(run, split, same[0])
 
 
 def main(folder: str) -> None:
     names = ("rules", "agreement", "shares", "weights", "distance", "chosen")
-    tables: dict[str, list[dict]] = {name: [] for name in names}
-    finished = runs.collect(folder)
-    test, held_out = students(finished)
-    for run in test + held_out:
+    measured: dict[str, list[dict]] = {name: [] for name in names}
+    finished = measuring.finished(folder)
+    students = [run for run in finished if run.recipe.kind == "distil"]
+    held_out = measuring.held_out(students)
+    for run in measuring.unchanged(students) + held_out:
         split, part = train.load_split(run.recipe, run.seed), run.logits()
         dist = prior_of_dist(run, split, finished)
         if run in held_out:
@@ -203,9 +187,9 @@ def main(folder: str) -> None:
                 "distance": distance(run),
             }
         for name, rows in new.items():
-            tables[name] += [{"recipe": run.recipe.name, "seed": run.seed} | row for row in rows]
-    for name, rows in tables.items():
-        save(f"experts_{name}", pd.DataFrame(rows, columns=None if rows else COLUMNS[name]))
+            measured[name] += [{"recipe": run.recipe.name, "seed": run.seed} | row for row in rows]
+    for name, rows in measured.items():
+        save(f"experts_{name}", rows)
 
 
 if __name__ == "__main__":

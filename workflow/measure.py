@@ -5,8 +5,9 @@ python workflow/measure.py runs
 
 import sys
 
-from ltvit_lib import augment, longtail, losses, metrics, models, plots, recipes, runs, train
+from ltvit_lib import augment, longtail, losses, metrics, models, recipes, runs, train
 
+import measuring
 import pandas as pd
 import torch
 
@@ -115,13 +116,12 @@ def decision_study(found: list[runs.Run]) -> None:
     """The three tables of notebook 05: rules, the control and its curves, for every run whose loss has a rule."""
     known = ("balanced_bce", "balanced_ce", "cross_entropy", "bce")
     found = [r for r in found if r.recipe.kind == "finetune" and r.recipe.loss in known and r.recipe.trains == "all"]
-    whole = [run for run in found if not runs.changes(run.recipe)]
-    held_out = [run for run in found if set(runs.changes(run.recipe)) == {"evaluate_on"}]
-    save("decision_rules", pd.DataFrame([row for run in whole for row in decisions(run)]))
-    tables, curves = zip(*(leaning(run) for run in whole + held_out), strict=True)
-    save("decision_control", pd.DataFrame(sum(tables, [])))
-    drawn = pd.DataFrame(sum(curves, []))
-    save("decision_curve", drawn[drawn["recipe"].isin(CURVES) & (drawn["trained on"] == "all")])
+    whole = measuring.unchanged(found)
+    save("decision_rules", [row for run in whole for row in decisions(run)])
+    controls = [leaning(run) for run in whole + measuring.held_out(found)]
+    save("decision_control", [row for control, _ in controls for row in control])
+    drawn = [row for _, curve in controls for row in curve]
+    save("decision_curve", [row for row in drawn if row["recipe"] in CURVES and row["trained on"] == "all"])
 
 
 def post_hoc(run: runs.Run) -> list[dict]:
@@ -154,48 +154,44 @@ def _scored(run: runs.Run, split, column: str, value, scores: torch.Tensor) -> l
             for g, v in found.items() if g != "top1"]  # fmt: skip
 
 
-def loss_curve(run: runs.Run, every: int = 5) -> pd.DataFrame:
-    """Training loss and accuracy on the training batches, averaged over blocks of epochs (`epoch`: the last)."""
-    curve = run.curve
-    blocks = curve.groupby((curve["epoch"] // every).rename("block"), as_index=False)
-    means = blocks.agg(epoch=("epoch", "max"), loss=("loss", "mean"), accuracy=("accuracy", "mean"))
-    means.insert(0, "recipe", run.recipe.name)
-    means.insert(1, "seed", run.seed)
-    return means.drop(columns="block", errors="ignore")
+ZOO = {"zoo_post_hoc": ("digits_mgp_ce", "digits_livt"), "tau_post_hoc": ("digits_mgp_bce", "digits_livt"),
+       "ldam_curves": ("digits_vit_ce", "digits_vit_ldam")}  # fmt: skip
+RECONSTRUCTED = {  # recipe: scale, trained on
+    "digits_mgp": ("digits", "long-tailed"),
+    "digits_mgp_balanced": ("digits", "balanced"),
+    "laptop_mgp": ("laptop", "long-tailed"),
+}
 
 
-def zoo(finished: list[runs.Run]) -> None:
+def zoo(found: list[runs.Run]) -> None:
     """The three tables of notebook 06."""
-    named = {name: [run for run in finished if run.recipe.name == name] for name in recipes.names()}
-    adjusted = named["digits_mgp_ce"] + named["digits_livt"]
-    save("zoo_post_hoc", pd.DataFrame([row for run in adjusted for row in post_hoc(run)]))
-    swept = named["digits_mgp_bce"] + named["digits_livt"]
-    save("tau_post_hoc", pd.DataFrame([row for run in swept for row in tau_sweep(run)]))
-    save("ldam_curves", pd.concat([loss_curve(run) for run in named["digits_vit_ce"] + named["digits_vit_ldam"]]))
+    adjusted, swept, drawn = ([run for run in found if run.recipe.name in wanted] for wanted in ZOO.values())
+    save("zoo_post_hoc", [row for run in adjusted for row in post_hoc(run)])
+    save("tau_post_hoc", [row for run in swept for row in tau_sweep(run)])
+    curves = [measuring.curve_blocks(run, 5, loss="loss", accuracy="accuracy") for run in drawn]
+    save("ldam_curves", sum(curves, []))
 
 
 def main(folder: str) -> None:
-    finished = [run for run in runs.collect(folder) if not runs.changes(run.recipe)]
-    zoo(finished)
-    decision_study(runs.collect(folder))
-    kinds = {
-        "digits_mgp": ("digits", "long-tailed"),
-        "digits_mgp_balanced": ("digits", "balanced"),
-        "laptop_mgp": ("laptop", "long-tailed"),
-    }
+    found = measuring.finished(folder)
+    unchanged = measuring.unchanged(found)
+    measuring.name_missing({*CURVES, *RECONSTRUCTED, *sum(ZOO.values(), ())}, unchanged)
+    zoo(unchanged)
+    decision_study(found)
     rows = [
-        (*kinds[run.recipe.name], run.seed, c, error)
-        for run in finished
-        if run.recipe.name in kinds
+        dict(zip(("scale", "trained on"), RECONSTRUCTED[run.recipe.name], strict=True))
+        | {"seed": run.seed, "class": c, "error": error}
+        for run in unchanged
+        if run.recipe.name in RECONSTRUCTED
         for c, error in enumerate(error_by_class(run))
     ]
-    save("mgp_error_by_class", pd.DataFrame(rows, columns=["scale", "trained on", "seed", "class", "error"]))
+    save("mgp_error_by_class", rows)
 
 
-def save(name: str, table: pd.DataFrame) -> None:
-    path = plots.figures() / "data" / f"{name}.csv"
-    table.sort_values(list(table.columns[:4])).to_csv(path, index=False, float_format="%.6g")
-    print(f"{len(table)} rows in {path.name}")
+def save(name: str, rows: list[dict]) -> None:
+    """`measuring.save`, sorted."""
+    table = pd.DataFrame(rows)
+    measuring.save(name, table.sort_values(list(table.columns[:4])), digits=6)
 
 
 if __name__ == "__main__":

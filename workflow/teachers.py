@@ -9,9 +9,11 @@ for digits, two more a teacher on CIFAR-10-LT.
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from ltvit_lib import augment, jobs, metrics, models, plots, recipes, runs, sam, train
 
+import measuring
 import numpy as np
 import pandas as pd
 import torch
@@ -21,13 +23,6 @@ from torch import Tensor
 STUDENTS = {"digits": "digits_deit_lt", "laptop": "laptop_deit_lt"}  # of each scale: whose images are shown
 RADII = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 CPU = torch.device("cpu")
-
-
-def measured(folder: str) -> list[runs.Run]:
-    """Finished, unchanged runs at both scales, one a recipe and seed."""
-    found = [run for run in runs.collect(folder) if run.recipe.name.split("_")[0] in STUDENTS]
-    first = {(run.recipe.name, run.seed): run for run in reversed(found) if not runs.changes(run.recipe)}
-    return [first[key] for key in sorted(first)]
 
 
 # --- flatness (notebook 09) ------------------------------------------------------------------------------------
@@ -127,7 +122,7 @@ def answers(run: runs.Run, batches: int = 48) -> list[dict]:
     that are given this class; mixing conserves each class's share of the whole, `images`.
     """
     model, split = train.build(run)
-    scale, rows = models.logit_scale(model), []
+    scale, rows = models.logit_scale(run.recipe), []
     for view, recipe in views(run.recipe.name.split("_")[0]).items():
         seen = [
             (b.labels, _partners(b, view), b.target.argmax(1), model(b.images))
@@ -167,7 +162,7 @@ def picture(run: runs.Run, columns: int = 8) -> pd.DataFrame:
         if columns_chosen is None:  # the first images of as many classes
             first = [(batch.labels == c).nonzero()[:1, 0] for c in range(len(split.classes))]
             columns_chosen = torch.cat(first)[:columns]
-        probability = (model(batch.images) * models.logit_scale(model)).softmax(1)
+        probability = (model(batch.images) * models.logit_scale(run.recipe)).softmax(1)
         partners = _partners(batch, view)
         std, mean = (torch.tensor(v).view(-1, 1, 1) for v in (split.std, split.mean))
         lines.append(torch.cat([*((batch.images[columns_chosen] * std + mean).clamp(0, 1))], dim=2))
@@ -182,39 +177,39 @@ def picture(run: runs.Run, columns: int = 8) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# --- students (notebook 09) ------------------------------------------------------------------------------------
+# --- all tables ------------------------------------------------------------------------------------------------
 
 
-def student_curve(run: runs.Run) -> pd.DataFrame:
-    """Loss, and accuracy on the mixed training batches, over epochs; averaged over ten at digits scale."""
+def student_curve(run: runs.Run) -> list[dict]:
+    """Loss, and accuracy on the mixed training batches, over epochs; averaged over ten at digits scale (notebook 09).
+
+    `test`: of both heads' average on the test set, where the run was evaluated on the way (`evaluate_every`).
+    """
     every = 10 if run.recipe.name.startswith("digits") else 1
-    blocks = run.curve.groupby(run.curve["epoch"] // every)
-    means = blocks.agg(epoch=("epoch", "max"), loss=("loss", "mean"), accuracy=("accuracy", "mean"))
-    means = means.reset_index(drop=True)
-    means.insert(0, "recipe", run.recipe.name)
-    means.insert(1, "seed", run.seed)
-    return means
+    return measuring.curve_blocks(run, every, loss="loss", accuracy="accuracy", test="eval_avg")
 
 
-def save(name: str, table: pd.DataFrame) -> None:
-    table.to_csv(plots.figures() / "data" / f"{name}.csv", index=False, float_format="%.5g")
-    print(f"{len(table)} rows in {name}.csv", flush=True)
+def kinds_of_interest() -> list[str]:
+    """Recipes of teachers and students at both scales."""
+    small = [name for name in recipes.names() if name.split("_")[0] in STUDENTS]
+    return [name for name in small if isinstance(recipes.get(name), recipes.Teacher | recipes.Distil)]
 
 
 def main(folder: str) -> None:
-    found = measured(folder)
+    save, wanted = partial(measuring.save, digits=5), kinds_of_interest()
+    found = [run for run in measuring.unchanged(measuring.finished(folder)) if run.recipe.name in wanted]
+    measuring.name_missing(wanted, found)
     teachers = [run for run in found if isinstance(run.recipe, recipes.Teacher)]
     students = [run for run in found if isinstance(run.recipe, recipes.Distil)]
-    if students:
-        save("student_curves", pd.concat([student_curve(run) for run in students]))
-    save("teacher_answers", pd.DataFrame([row for run in teachers for row in answers(run)]))
+    save("student_curves", [row for run in students for row in student_curve(run)])
+    save("teacher_answers", [row for run in teachers for row in answers(run)])
     real = [run for run in teachers if run.recipe.name == recipes.get(STUDENTS["laptop"]).teacher]
     if real:
         save("shown_to_teacher", picture(real[0]))
     clean = [run for run in teachers if not run.recipe.mixup]  # one trained on mixed images is not at a minimum here
-    rises, curvature = zip(*(flatness(run) for run in clean), strict=True)
-    save("teacher_rise", pd.DataFrame(sum(rises, [])))
-    save("teacher_curvature", pd.DataFrame(sum(curvature, [])))
+    flat = [flatness(run) for run in clean]
+    save("teacher_rise", [row for rises, _ in flat for row in rises])
+    save("teacher_curvature", [row for _, curvature in flat for row in curvature])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,256 @@
+"""What `make measures` writes: closed forms of its measures, and tables that say which runs they lack."""
+
+import json
+import math
+import os
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+from ltvit_lib import jobs, longtail, losses, recipes, runs, train
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "workflow"))
+import analyses
+import experts
+import measure
+import measuring
+import teachers
+
+TEACHER, STUDENT = "digits_teacher_ldam_drw_sam", "digits_deit_lt"
+
+
+def made_up(root: Path, name: str, seed: int = 0, place: str = "", teacher: runs.Run | None = None, **changes):
+    """The folder of a finished run that never trained: fresh weights, made-up curve; CLS leans to the head classes."""
+    recipe = recipes.get(name, **changes)
+    split = train.load_split(recipe, seed)
+    start = sha256((teacher.path / "last.safetensors").read_bytes()).hexdigest()[:12] if teacher else ""
+    path = root / (place or f"{name}{len(changes)}") / f"seed{seed}"
+    path.mkdir(parents=True)
+    identity = runs.identity(recipe, seed, split.digest, {"init": "", "teacher": start})
+    (path / "recipe.json").write_text(json.dumps(identity))
+    torch.manual_seed(seed)
+    kind = jobs.PretrainJob if recipe.kind == "pretrain" else jobs.FinetuneJob
+    weights = kind(recipe, split, torch.device("cpu")).build().state_dict()
+    save_file({f"model.{k}": v.contiguous() for k, v in weights.items()}, path / "last.safetensors")
+    epochs = torch.arange(recipe.epochs)
+    pd.DataFrame({"epoch": epochs, "loss": epochs / 2.0, "accuracy": 0.5}).to_csv(path / "metrics.csv", index=False)
+    part = split.val if recipe.evaluate_on == "val" else split.test
+    z = 3.0 * torch.nn.functional.one_hot(part.targets, 10) + longtail.prior(split.counts).log()
+    heads = {"cls": z} if recipe.kind != "distil" else {"cls": z, "dist": z.roll(1, 0), "avg": (z + z.roll(1, 0)) / 2}
+    save_file(
+        {k: v.float().contiguous() for k, v in heads.items()} | {"targets": part.targets}, path / "test.safetensors"
+    )
+    (path / "result.json").write_text("{}")
+    return runs.Run(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A teacher, its student, both with a validation part held out, three classifiers and a masked autoencoder."""
+    root = tmp_path_factory.mktemp("runs")
+    for changes in ({}, {"evaluate_on": "val"}):
+        made_up(root, STUDENT, teacher=made_up(root, TEACHER, **changes), **changes)
+    for name in ("digits_vit_ce", "digits_livt", "digits_mgp_ce", "digits_mgp"):
+        made_up(root, name)
+    return root
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Reads a table that was written to a figures folder of this test's own."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("LTVIT_FIGURES", str(tmp_path))
+    return lambda name: pd.read_csv(tmp_path / "data" / f"{name}.csv")
+
+
+# --- which runs, which tables ------------------------------------------------------------------------------------
+
+
+def test_of_two_folders_of_one_run_the_younger_counts(tmp_path, capsys):
+    old, new = (made_up(tmp_path, "digits_vit_ce", place=place) for place in ("b", "a"))
+    other = made_up(tmp_path, "digits_vit_ce", seed=1)
+    changed = made_up(tmp_path, "digits_vit_ce", evaluate_on="val")
+    short = made_up(tmp_path, "digits_vit_ce", place="short", epochs=9, warmup_epochs=0.0, evaluate_on="val")
+    for age, run in enumerate((new, old)):
+        os.utime(run.path / "result.json", (1e9 - age, 1e9 - age))
+    found = measuring.finished(str(tmp_path))
+    assert set(found) == {new, other, changed, short}
+    assert f"{old.path} is passed over" in capsys.readouterr().out
+    assert measuring.unchanged(found) == [new, other]
+    assert measuring.held_out(found) == [changed]
+
+
+def test_a_table_names_the_runs_that_it_lost(written, capsys):
+    rows = [{"recipe": "a", "seed": seed, "value": seed / 3} for seed in range(3)]
+    measuring.save("table", rows, digits=3)
+    assert written("table")["value"].tolist() == [0, 0.333, 0.667]
+    assert "no more" not in capsys.readouterr().out
+    measuring.save("table", rows[:1] + [{"recipe": "b", "seed": 1, "value": 1.0}], digits=3)
+    assert "table.csv has no more: recipe a, seed 1, recipe a, seed 2\n" in capsys.readouterr().out
+    measuring.save("table", [], digits=3)
+    assert list(written("table")) == ["recipe", "seed", "value"] and written("table").empty
+    assert "recipe b, seed 1" in capsys.readouterr().out
+
+
+def test_curves_are_averaged_over_blocks(tmp_path):
+    run = made_up(tmp_path, "digits_vit_ce", epochs=7, warmup_epochs=0.0)
+    rows = measuring.curve_blocks(run, 3, loss="loss", test="eval_avg")
+    assert [(row["epoch"], row["loss"]) for row in rows] == [(2, 0.5), (5, 2.0), (6, 3.0)]
+    assert all(math.isnan(row["test"]) and row["recipe"] == "digits_vit_ce" for row in rows)
+
+
+def test_measures_of_what_is_there_and_a_word_on_what_is_not(folder, written, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "SHIFTS", [0.0, 0.5, 1.0])
+    monkeypatch.setattr(measure.error_by_class, "__defaults__", (1,))
+    measure.main(str(folder))
+    said = capsys.readouterr().out
+    assert "left out, since not run: digits_livt_mixup, digits_mgp_balanced" in said
+    rules = written("decision_rules").set_index(["recipe", "method", "group"])["accuracy"]
+    assert set(rules.index.levels[0]) == {"digits_vit_ce", "digits_livt", "digits_mgp_ce"}
+    # the made-up logits are the training posterior of images that all are clear: the rule undoes the prior
+    assert rules["digits_vit_ce", "adjusted", "all"] == 1 > rules["digits_vit_ce", "raw argmax", "all"]
+    curve = written("decision_control").query("recipe == 'digits_vit_ce' and group == 'all'").set_index("method")
+    assert curve.loc["shift, t best on the test set", "accuracy"] == curve.loc["adjusted", "accuracy"] == 1
+    error = written("mgp_error_by_class")
+    assert set(zip(error["scale"], error["trained on"])) == {("digits", "long-tailed")} and len(error) == 10
+    assert set(written("ldam_curves")["recipe"]) == {"digits_vit_ce"}
+
+
+def test_nothing_run_gives_empty_tables(tmp_path, written, capsys):
+    measure.save("table", [{"recipe": "a", "seed": 0, "value": 1.0}])
+    measure.save("table", [])
+    assert written("table").empty and "has no more: recipe a, seed 0" in capsys.readouterr().out
+
+
+# --- rules -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits_vit_ce", "digits_mgp_bal_ce", "digits_livt_tau0.5", "digits_mgp_bce"])
+def test_the_decider_undoes_what_training_added(name, rng):
+    """A loss's optimum, moved to the training prior itself, is the posterior under it."""
+    recipe, prior = recipes.get(name, smoothing=0.0), longtail.prior([50, 30, 15, 5])
+    posterior = torch.rand(20, 4, generator=rng).softmax(1)
+    binary = "bce" in recipe.loss
+    optimum = torch.logit(posterior) if binary else posterior.log()
+    if "balanced" in recipe.loss:
+        bias = losses.logit_bias_bce(prior) if binary else losses.logit_bias_ce(prior)
+        optimum = optimum - recipe.loss_options.get("tau", 1.0) * bias
+    run = type("Run", (), {"recipe": recipe})
+    scores = measure.decider(run, prior)(optimum, prior)
+    torch.testing.assert_close(scores.softmax(1), posterior, atol=1e-5, rtol=1e-4)
+
+
+# --- experts -----------------------------------------------------------------------------------------------------
+
+
+def test_tables_of_the_experts_agree_with_each_other(folder, written, monkeypatch):
+    monkeypatch.setattr(experts, "WEIGHTS", [0.0, 0.5, 1.0])
+    monkeypatch.setattr(experts.dist_prior, "__defaults__", (1,))
+    experts.main(str(folder))
+    heads = written("experts_rules").query("prior == 'as trained'").set_index(["of", "group"])["accuracy"]
+    ends = written("experts_weights").query("prior == 'as trained'").set_index("w")
+    for w, head in ((1.0, "CLS"), (0.0, "DIST"), (0.5, "average of logits")):
+        assert ends.loc[w, "tail"] == pytest.approx(heads[head, "tail"])
+    cases = written("experts_agreement").pivot(index="group", columns="right", values="share")
+    assert cases.sum(axis=1).tolist() == pytest.approx([1] * 4)
+    assert cases.loc["tail", ["both", "only CLS"]].sum() == pytest.approx(heads["CLS", "tail"], abs=1e-5)
+    shares = written("experts_shares")
+    sums = shares.groupby("head")[["answers", "probability", "prior"]].sum()
+    assert sums.to_numpy() == pytest.approx(np.ones((2, 3)), abs=1e-5)
+    assert written("experts_chosen")["rule"].nunique() == 9  # four ways to move the experts, w chosen or not; and t
+
+
+def test_a_student_is_measured_with_its_very_teacher(folder, capsys):
+    found = measuring.finished(str(folder))
+    student = next(run for run in measuring.unchanged(found) if run.recipe.name == STUDENT)
+    split = train.load_split(student.recipe, 0)
+    others = [run for run in found if runs.changes(run.recipe)]  # of the same recipe, on fewer images
+    assert experts.prior_of_dist(student, split, others) is None
+    assert f"no {TEACHER} here has weights" in capsys.readouterr().out
+    assert experts.prior_of_dist(student, split, found).sum() == pytest.approx(1)
+
+
+# --- teachers ----------------------------------------------------------------------------------------------------
+
+
+def test_both_ends_of_a_known_spectrum(rng):
+    basis = torch.linalg.qr(torch.randn(12, 12, generator=rng))[0]
+    hessian = basis @ torch.diag(torch.linspace(-0.5, 7.0, 12)) @ basis.T
+    parts = [torch.randn(5, generator=rng, requires_grad=True), torch.randn(7, generator=rng, requires_grad=True)]
+
+    def loss():
+        w = torch.cat(parts)
+        return w @ hessian @ w / 2
+
+    assert teachers.ends_of_spectrum(loss, parts) == pytest.approx((7.0, -0.5), abs=1e-3)
+
+
+def test_tables_of_the_teachers(folder, written, monkeypatch, capsys):
+    monkeypatch.setattr(teachers.answers, "__defaults__", (2,))
+    monkeypatch.setattr(teachers.flatness, "__defaults__", (20,))
+    monkeypatch.setattr(teachers.ends_of_spectrum, "__defaults__", (3,))
+    teachers.main(str(folder))
+    assert "left out, since not run: digits_deit, " in capsys.readouterr().out
+    answers = written("teacher_answers")
+    seen = answers.groupby("view")[["images", "answers"]].sum()
+    assert set(seen.index) == {"plain", "strong", "mixed"}
+    assert (seen["images"] == seen["answers"]).all() and seen["images"].nunique() == 1
+    alone = answers.query("view != 'mixed'").dropna()
+    assert (alone["own"] == alone["larger"]).all() and (alone["own"] == alone["either"]).all()
+    assert (answers.dropna()["entropy"] <= answers.dropna()["entropy_bare"]).all()  # LDAM's scale sharpens
+    assert (written("teacher_curvature").eval("largest - smallest") > 0).all()
+    assert set(written("teacher_rise")["radius"]) == set(teachers.RADII)
+    assert written("student_curves")["recipe"].unique().tolist() == [STUDENT]
+
+
+# --- analyses ----------------------------------------------------------------------------------------------------
+
+
+def test_rollout_numbers_of_maps_known_by_hand():
+    brightness, uniform, point = torch.ones(3, 4), torch.full((3, 4), 0.1), torch.tensor([[0.0, 0, 0, 1]] * 3)
+    flat = analyses.rollout_numbers(uniform, (2, 2), 4, brightness)
+    wanted = {"mass": 0.4, "effective patches": 4, "spread": 8**0.5, "own": 0, "brightness": 1}
+    assert flat == pytest.approx(wanted, abs=1e-6)
+    brightness[:, 3] = 5
+    narrow = analyses.rollout_numbers(point, (2, 2), 4, brightness)
+    assert narrow == pytest.approx(wanted | {"mass": 1, "effective patches": 1, "spread": 0, "brightness": 2.5})
+    each = analyses.rollout_numbers(torch.eye(4), (2, 2), 4, torch.ones(4, 4))
+    assert each["own"] == pytest.approx(0.75)  # half of |1 - 1/4| + 3/4
+
+
+def test_ranks_of_features_in_few_directions(rng):
+    plane, line = torch.randn(60, 2, generator=rng), torch.randn(60, 1, generator=rng)
+    every = torch.cat([plane, 100 * line, torch.zeros(60, 5)], 1)[None]  # one block
+    tail = torch.arange(60) < 20
+    rows = analyses.ranks(every, tail, True)
+    assert {(row["rank"], row["of_all"], row["width"]) for row in rows if "rank" in row and row["centre"] == "all"} <= {
+        (1, 1, 8)
+    }
+    left = {(row["centre"], row["kept"]): row["error"] for row in rows if "kept" in row}
+    assert left["all", 3] == pytest.approx(0, abs=1e-5) and left["all", 1] > 0
+
+
+def test_the_second_token_of_a_plain_vit_is_the_mean_over_patches(tiny_vit, rng):
+    images = torch.randn(3, 3, 16, 16, generator=rng)
+    found = analyses.token_features(tiny_vit, images, batch=2)
+    blocks = tiny_vit.forward_intermediates(
+        images, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+    )
+    for ours, (patches, prefix) in zip(found, blocks, strict=True):
+        torch.testing.assert_close(ours, torch.stack([prefix[:, 0], patches.mean(1)], 1))
+
+
+def test_tables_of_the_analyses(folder, written, monkeypatch, capsys):
+    monkeypatch.setattr(analyses, "METHODS", ("vit_ce", "deit_lt"))
+    analyses.main(str(folder))
+    assert "left out, since not run: laptop_deit_lt, laptop_vit_ce\n" in capsys.readouterr().out
+    distance = written("attention_distance")
+    assert set(distance["recipe"]) == {"digits_vit_ce", STUDENT}
+    assert len(distance) == 2 * 2 * 4 * 4  # runs, train and test, blocks, heads
+    assert set(written("feature_rank").query("recipe == @STUDENT")["token"]) == {"CLS", "DIST"}
