@@ -14,6 +14,10 @@ for speed:
 2. Rotation, shear, translation and crop compose into one affine map, sampled once; they resample at each.
    What an operation moves in from outside the crop is the dataset mean, as in timm.
 
+`Policy.order = "drawn"` switches both off. `apply` never asks the device, and sends it all it needs in one copy, so
+that a GPU is not waited for. On a CPU, outputs of at least four times the source's side enlarge the crop first, and
+maps then sample it linearly: within a few grey levels of the one sampling, .1 on average.
+
 Sampling does not antialias, so keep sources within about 1.5 times the model's size (crops smaller than the
 model's input, as CIFAR's always are, need none). Bicubic has torch's a = -.75; Pillow and `evaluate` have -.5.
 """
@@ -30,6 +34,7 @@ from torch import Generator, Tensor
 Stats = Sequence[float]  # one entry per channel
 ATTEMPTS = 10  # proposals per box, as in timm and torchvision
 ERASE_AREA, ERASE_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # timm RandomErasing
+CHUNK = 2**20  # output elements that a CPU makes at a time: what is made on the way then stays in its cache
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class Policy:
         erase: probability of filling one box with normal noise after normalisation (timm's "pixel" mode).
         cutout: side in pixels of a black square about a uniform pixel, cut off at the border; 0 for none.
         interpolation: "bilinear" or "bicubic", wherever a pixel is resampled.
+        order: "fast" as above; "drawn" is timm's, and slow: crops and resizes each image first, then applies what was
+            drawn in its order, at the output's resolution, resampling and rounding to whole levels at each.
     """
 
     size: int
@@ -77,6 +84,7 @@ class Policy:
     erase: float = 0.0
     cutout: int = 0
     interpolation: str = "bilinear"
+    order: str = "fast"
 
     def __post_init__(self):
         unknown = [name for name in self.ops if name not in OPS]
@@ -94,6 +102,7 @@ class Policy:
             f"magnitude is {self.magnitude}: give a level in 0..10": 0 <= self.magnitude <= 10,
             f"magnitude_std is {self.magnitude_std}: give a finite sd": 0 <= self.magnitude_std < math.inf,
             "interpolation: use bilinear or bicubic": self.interpolation in ("bilinear", "bicubic"),
+            f"no order {self.order!r}; known: fast, drawn": self.order in ("fast", "drawn"),
         }
         for name in ("flip", "op_prob", "jitter", "grey", "erase"):
             checks[f"{name} is {getattr(self, name)}: give a probability"] = 0 <= getattr(self, name) <= 1
@@ -204,16 +213,23 @@ def apply(policy: Policy, images: Tensor, params: dict[str, Tensor]) -> Tensor:
     _check(images, policy.mean)
     if any(len(value) != len(images) for value in params.values()):
         raise ValueError(f"params must describe {len(images)} images: slice every tensor as the images are")
-    if "flip" in params:  # first, for boxes and signs are symmetric: the distribution is the same
-        images = torch.where(params["flip"].to(images.device)[:, None, None, None], images.flip(-1), images)
-    if "op" in params:
-        images = _photometric(images, params["op"], params["level"] / 10)
-    out = _geometric(policy, images, params)
-    if "erase" in params:
-        _erase(out, params["erase"], params["seed"])
-    if "cutout" in params:
-        black = _normalise(torch.zeros_like(out[:1, :, :1, :1]), policy.mean, policy.std)
-        out = torch.where(_inside(params["cutout"].to(out.device), policy.size), black, out)
+    box = _box(policy, len(images), images.shape[2:], params)
+    plan = _plan(policy, box, images.shape[2:], params)
+    sent = _send(plan, images.device)
+    if "flip" in sent:  # first, for boxes and signs are symmetric: the distribution is the same
+        some = sent["flip"]
+        images = images.index_copy(0, some, images.index_select(0, some).flip(-1))
+    if policy.order == "drawn":
+        out = _in_drawn_order(policy, images, box, params.get("op"), sent)
+    else:
+        if "op" in params:
+            images = _operate(images, PHOTOMETRIC, params["op"], sent)
+        out = _geometric(policy, images, sent)
+    if "erase" in sent:
+        _erase(out, sent, plan["erase"])
+    if "cutout" in sent:
+        image, row, column = _pixels(sent["cutout"], plan["cutout"])
+        out[image, :, row.long(), column.long()] = _normalise(torch.zeros_like(out[:1, :, :1, :1]), policy).flatten()
     return out
 
 
@@ -232,7 +248,7 @@ def evaluate(
         shape = [round(side * target / short) for side in images.shape[2:]]
         out = F.interpolate(out.float(), shape, mode=interpolation, antialias=True).clamp_(0, 255)
     top, left = (round((side - size) / 2) for side in out.shape[2:])
-    return _normalise(out[:, :, top : top + size, left : left + size], mean, std)
+    return _normalise(out[:, :, top : top + size, left : left + size], Policy(size, mean, std))
 
 
 def _check(images: Tensor, mean: Stats) -> None:
@@ -242,9 +258,89 @@ def _check(images: Tensor, mean: Stats) -> None:
         raise ValueError(f"images have {images.shape[1]} channels: give mean and std as many entries")
 
 
-def _normalise(pixels: Tensor, mean: Stats, std: Stats) -> Tensor:
-    mean, std = (torch.tensor(v, dtype=torch.float32, device=pixels.device) for v in (mean, std))
-    return (pixels / 255).sub_(mean[:, None, None]).div_(std[:, None, None])
+def _normalise(pixels: Tensor, policy: Policy) -> Tensor:
+    mean, std = (_constant(tuple(v), pixels.device)[:, None, None] for v in (policy.mean, policy.std))
+    return (pixels / 255).sub_(mean).div_(std)
+
+
+@lru_cache
+def _constant(values: tuple, device: torch.device) -> Tensor:
+    """On the device once and for all: a copy from the CPU would wait for all that the device has still to do."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+# What the device needs to know, in one copy: it is never asked, so that the CPU can run ahead of it.
+
+
+def _plan(policy: Policy, box: Tensor, shape: torch.Size, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Small tensors, on the CPU.
+
+    flip: the images to flip; cutout: as drawn.
+    order, s, back: (K, B) for each slot, images sorted by operation, their s, and the way back to their order.
+    window: (B, 4) scale and centre of a crop, height before width, in coordinates -1..1 of the (padded) image.
+    corner: (B, 2) its top and left pixel.
+    rows0, rows1, ...: the images with so many maps; affine1, ...: (n, maps, 2, 3) those, in order.
+    erased, erase, seed: the images with a box, their boxes and seeds; the seeds' 32 bits as int32.
+    """
+    plan, maps = {}, torch.zeros(len(box), dtype=torch.long)
+    if "flip" in params:
+        plan["flip"] = params["flip"].nonzero()[:, 0]
+    if "op" in params:
+        op, plan["order"] = params["op"].t().sort(stable=True)
+        plan["s"] = (params["level"] / 10).t().gather(1, plan["order"])
+        plan["back"] = plan["order"].argsort()
+    if "affine" in params:
+        moves = (params["op"] >= 0) & (params["op"] < len(GEOMETRIC))  # (B, K); other slots' maps are the identity
+        maps = moves.sum(1)
+    for count in maps.unique().tolist():
+        plan[f"rows{count}"] = rows = (maps == count).nonzero()[:, 0]
+        if count:
+            plan[f"affine{count}"] = params["affine"][rows][moves[rows]].view(-1, count, 2, 3)
+    if policy.crop != "none":
+        whole, plan["corner"] = _whole(policy, shape), box[:, :2]
+        plan["window"] = torch.cat([box[:, 2:] / whole, (2 * box[:, :2] + box[:, 2:]) / whole - 1], 1)
+    if "erase" in params:
+        plan["erased"] = rows = (params["erase"][:, 2] * params["erase"][:, 3]).nonzero()[:, 0]
+        seed = params["seed"][rows]
+        plan["erase"], plan["seed"] = params["erase"][rows], torch.where(seed < 2**31, seed, seed - 2**32).int()
+    if "cutout" in params:
+        plan["cutout"] = params["cutout"]
+    return plan
+
+
+def _send(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The same on the device, by one copy from pinned memory that nothing waits for."""
+    if device.type == "cpu" or not tensors:
+        return tensors
+    packed = _packed(tensors)
+    return _unpacked(tensors, (packed.pin_memory() if device.type == "cuda" else packed).to(device, non_blocking=True))
+
+
+def _packed(tensors: dict[str, Tensor]) -> Tensor:
+    """All in one, as int32: the values are whole numbers of no more bits, or float32."""
+    words = (t.view(torch.int32) if t.dtype == torch.float32 else t.int() for t in tensors.values())
+    return torch.cat([word.flatten() for word in words])
+
+
+def _unpacked(tensors: dict[str, Tensor], packed: Tensor) -> dict[str, Tensor]:
+    """The contents of `packed`, named, shaped and typed as `tensors`."""
+    parts = zip(tensors.items(), packed.split([t.numel() for t in tensors.values()]), strict=True)
+    return {
+        name: (part.view(torch.float32) if t.dtype == torch.float32 else part.to(t.dtype)).view(t.shape)
+        for (name, t), part in parts
+    }
+
+
+def _chunks(n: int, out: Tensor) -> list[slice]:
+    """Slices of range(n): on a CPU, of CHUNK elements of `out`, counted in its images; elsewhere, one for all."""
+    step = max(1, CHUNK // out.stride(0) if out.device.type == "cpu" else n)
+    return [slice(first, first + step) for first in range(0, n, step)]
+
+
+def _groups(sent: dict[str, Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+    """Images with equally many maps, and their maps (None: they have none)."""
+    names = [name for name in sent if name.startswith("rows")]
+    return [(sent[name], sent.get(name.replace("rows", "affine"))) for name in names]
 
 
 # What is drawn for the operations: (n, K) codes, -1 where not applied, and signed levels.
@@ -297,32 +393,33 @@ def _place(room: Tensor, where: Tensor) -> Tensor:
 # Photometric operations: uint8 (n, C, H, W) and s (n, 1, 1, 1) to uint8, as Pillow computes them.
 
 
-def _photometric(images: Tensor, op: Tensor, s: Tensor) -> Tensor:
-    """Slot after slot, each operation on the images that drew it; `op` and `s` are (B, K) on the CPU."""
-    if not (op >= len(GEOMETRIC)).any():
-        return images
-    images = images.clone()
-    for slot in range(op.shape[1]):
-        for code in op[:, slot].unique().tolist():
-            if code >= len(GEOMETRIC):
-                rows = (op[:, slot] == code).nonzero()[:, 0]
-                argument = s[rows, slot, None, None, None].to(images.device)
-                rows = rows.to(images.device)
-                images[rows] = PHOTOMETRIC[OPS[code]](images[rows], argument)
+def _operate(images: Tensor, operations: dict[str, Callable], op: Tensor, sent: dict[str, Tensor]) -> Tensor:
+    """Slot after slot, each operation that is in `operations` on the images that drew it; `op` (B, K) on the CPU."""
+    names = ("", *OPS)  # -1, for none, comes first
+    for codes, order, s, back in zip(op.t(), sent["order"], sent["s"], sent["back"], strict=True):
+        sizes = torch.bincount(codes + 1, minlength=len(names)).tolist()
+        if not any(size and name in operations for size, name in zip(sizes, names, strict=True)):
+            continue
+        groups = images.index_select(0, order).split(sizes), s[:, None, None, None].split(sizes)
+        done = [
+            operations[name](x, argument) if name in operations and len(x) else x
+            for name, x, argument in zip(names, *groups, strict=True)
+        ]
+        images = torch.cat(done).index_select(0, back)
     return images
 
 
 def _autocontrast(x: Tensor, s: Tensor) -> Tensor:
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)  # (n, C, 1, 1)
-    stretched = ((x - low).float() * 255 / (high - low)).clamp(0, 255)
-    return torch.where(high > low, stretched, x).to(torch.uint8)  # truncates
+    stretched = ((x - low).float() * 255 / (high - low).clamp(min=1)).clamp_(0, 255)
+    return stretched.add_(low * (high == low)).to(torch.uint8)  # truncates
 
 
 def _equalize(x: Tensor, s: Tensor) -> Tensor:
     n, c, h, w = x.shape
     values = x.reshape(n * c, h * w).long()
-    cells = values + 256 * torch.arange(n * c, device=x.device)[:, None]
-    histogram = torch.bincount(cells.flatten(), minlength=n * c * 256).view(n * c, 256)
+    histogram = torch.zeros(n * c, 256, dtype=torch.long, device=x.device)
+    histogram.scatter_add_(1, values, torch.ones_like(values))
     step = (h * w - histogram.gather(1, values.amax(1, keepdim=True))) // 255  # the brightest level left out
     table = ((step // 2 + histogram.cumsum(1) - histogram) // step.clamp(min=1)).clamp(max=255)
     table = torch.where(step > 0, table, torch.arange(256, device=x.device))
@@ -340,11 +437,11 @@ def _posterize_auto(x: Tensor, s: Tensor) -> Tensor:
 
 
 def _solarize(x: Tensor, s: Tensor) -> Tensor:
-    return torch.where(x < 256 - (s.abs() * 256).to(torch.int16), x, 255 - x)
+    return x ^ 255 * (x >= 256 - (s.abs() * 256).to(torch.int16)).view(torch.uint8)
 
 
 def _solarize_add(x: Tensor, s: Tensor) -> Tensor:
-    return torch.where(x < 128, x + (s.abs() * 110).to(torch.uint8), x)
+    return x + (x < 128).view(torch.uint8) * (s.abs() * 110).to(torch.uint8)
 
 
 def _blend(degenerate: Tensor | int, x: Tensor, s: Tensor) -> Tensor:
@@ -371,9 +468,10 @@ def _smooth(x: Tensor) -> Tensor:
     """Pillow's SMOOTH: a 3 x 3 mean that counts the centre five times; the border stays."""
     out = x.float()
     if min(x.shape[2:]) > 2:
-        centre = out[:, :, 1:-1, 1:-1]
-        around = F.avg_pool2d(out, 3, stride=1, divisor_override=1)  # sums
-        centre.copy_(((around + 4 * centre) / 13 + 0.5).floor())
+        x = x.short()
+        sums = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
+        sums = sums[..., :-2] + sums[..., 1:-1] + sums[..., 2:] + 4 * x[:, :, 1:-1, 1:-1]
+        out[:, :, 1:-1, 1:-1] = (sums / 13 + 0.5).floor_()
     return out
 
 
@@ -387,7 +485,7 @@ def _hue(x: Tensor, s: Tensor) -> Tensor:
     red, green, blue = (pixels / spread.clamp(min=1)[:, None]).unbind(1)
     hue = torch.where(value == pixels[:, 1], 2 + blue - red, 4 + red - green)
     hue = torch.where(value == pixels[:, 0], green - blue, hue) + 0.6 * s[:, 0]  # in sixths of the circle
-    phase = (torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None] + hue[:, None]) % 6  # (n, 3, H, W)
+    phase = (_constant((5.0, 3.0, 1.0), x.device)[:, None, None] + hue[:, None]) % 6  # (n, 3, H, W)
     fall = torch.minimum(phase, 4 - phase).clamp(0, 1)
     return (value[:, None] - spread[:, None] * fall + 0.5).clamp_(0, 255).to(torch.uint8)
 
@@ -418,7 +516,7 @@ PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Posterize": _posterize_auto,
     "Hue": _hue,
     "Grey": lambda x, s: _grey(x).to(torch.uint8).expand_as(x),
-    "Solarize128": lambda x, s: torch.where(x < 128, x, 255 - x),
+    "Solarize128": lambda x, s: x ^ 255 * (x >= 128).view(torch.uint8),
     "Blur": _blur,
 }
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
@@ -469,87 +567,183 @@ def _affine(op: Tensor, s: Tensor) -> Tensor:
     return torch.stack([x, y], -2)
 
 
-def _geometric(policy: Policy, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-    """Crop, sample what must be sampled, normalise: uint8 (B, C, H, W) to float32 (B, C, size, size)."""
-    shape, size = images.shape[2:], policy.size
-    if policy.crop == "padded":
-        images = F.pad(images, [policy.pad] * 4)
-    box = _box(policy, images, shape, params)
-    if policy.crop == "resized" or tuple(shape) != (size, size):
-        return _sample(policy, images, box, params.get("affine"))
-    straight = images  # from here on the window has the output's size: whole shifts are copied, not sampled
-    if policy.crop == "padded":
-        rows = torch.arange(len(images), device=images.device)
-        top, left = box[:, :2].to(images.device).unbind(1)
-        straight = images.unfold(2, size, 1).unfold(3, size, 1)[rows, :, top, left]
-    out = _normalise(straight, policy.mean, policy.std)
-    if "affine" in params:
-        moved = ((params["op"] >= 0) & (params["op"] < len(GEOMETRIC))).any(1).nonzero()[:, 0]
-        rows = moved.to(images.device)
-        out[rows] = _sample(policy, images[rows], box[moved], params["affine"][moved])
-    return out
+def _whole(policy: Policy, shape: torch.Size) -> Tensor:
+    """(2,) height and width of the image that crops are cut from."""
+    return torch.tensor(shape) + (2 * policy.pad if policy.crop == "padded" else 0)
 
 
-def _box(policy: Policy, images: Tensor, shape: torch.Size, params: dict[str, Tensor]) -> Tensor:
-    """(B, 4) top, left, height, width of the window, in whole pixels of `images` (already padded)."""
-    side = torch.tensor(shape).expand(len(images), 2)
+def _box(policy: Policy, n: int, shape: torch.Size, params: dict[str, Tensor]) -> Tensor:
+    """(n, 4) top, left, height, width of the window, in whole pixels of the image (already padded)."""
+    side = torch.tensor(shape).expand(n, 2)
     if policy.crop == "none":
         return torch.cat([torch.zeros_like(side), side], 1)
     if policy.crop == "resized":
         side = (params["box"][:, :2] * side).round().long().clamp(min=1)
-    return torch.cat([_place(torch.tensor(images.shape[2:]) - side, params["box"][:, 2:]), side], 1)
+    return torch.cat([_place(_whole(policy, shape) - side, params["box"][:, 2:]), side], 1)
 
 
-def _sample(policy: Policy, images: Tensor, box: Tensor, affine: Tensor | None) -> Tensor:
-    """One resampling through all maps and the crop; normalised, 0 (the mean) where a map left the crop.
+def _geometric(policy: Policy, images: Tensor, sent: dict[str, Tensor]) -> Tensor:
+    """Crop, sample what must be sampled, normalise: uint8 (B, C, H, W) to float32 (B, C, size, size)."""
+    shape, size, window = images.shape, policy.size, sent.get("window")
+    separable = policy.crop == "resized" and policy.interpolation == "bicubic" and images.device.type == "cpu"
+    if separable and size >= 4 * max(shape[2:]):
+        return _enlarged(policy, images, sent)
+    straight = policy.crop != "resized" and tuple(shape[2:]) == (size, size)
+    if policy.crop == "padded":
+        images = F.pad(images, [policy.pad] * 4)
+    out = torch.empty(*shape[:2], size, size, device=images.device)
+    for rows, affine in _groups(sent):
+        for part in _chunks(len(rows), out):
+            some, view = images.index_select(0, rows[part]), None if window is None else window[rows[part]]
+            if straight and affine is None:  # whole shifts are copied, not sampled
+                pixels = some if window is None else _shift(some, sent["corner"][rows[part]], size)
+                made = _normalise(pixels, policy)
+            elif separable and affine is None and policy.ops:  # without operations `_sample` is fast enough
+                made = _enlarge(policy, some, view)
+            else:
+                maps = None if affine is None else affine[part]
+                pixels, outside = _sample(some, size, maps, view, policy.interpolation)
+                made = _normalise(pixels.clamp_(0, 255), policy)
+                made = made if outside is None else made.masked_fill_(outside, 0)  # the mean
+            out.index_copy_(0, rows[part], made)
+    return out
+
+
+def _shift(images: Tensor, corner: Tensor, size: int) -> Tensor:
+    """The window of `size` at each image's top and left pixel."""
+    top, left = corner.unbind(1)
+    return images.unfold(2, size, 1).unfold(3, size, 1)[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def _centres(size: int, device: torch.device) -> Tensor:
+    """(size,) pixel centres in coordinates -1..1."""
+    return (2 * torch.arange(size, device=device) + 1) / size - 1
+
+
+def _sample(
+    images: Tensor, size: int, affine: Tensor | None, window: Tensor | None, mode: str
+) -> tuple[Tensor, Tensor | None]:
+    """One resampling through all maps and the crop: (B, C, size, size), and (B, 1, size, size) what left the crop.
 
     Sums and products element by element: a matrix product may round differently in a smaller batch.
     """
-    device, whole = images.device, torch.tensor(images.shape[2:])
-    line = (2 * torch.arange(policy.size, device=device) + 1) / policy.size - 1  # pixel centres
+    line = _centres(size, images.device)
     x, y, outside = line[None, None, :], line[None, :, None], None
-    if affine is not None:
-        for slot in reversed(affine.to(device).unbind(1)):  # from the output back: the last operation first
-            (a, b, c), (d, e, f) = (row[:, :, None, None].unbind(1) for row in slot.unbind(1))
-            x, y = a * x + b * y + c, d * x + e * y + f  # (B, size, size)
-            left = torch.maximum(x.abs(), y.abs()) > 1
-            outside = left if outside is None else outside | left
-    scale = (box[:, 2:] / whole).to(device)[:, :, None, None]
-    centre = ((2 * box[:, :2] + box[:, 2:]) / whole - 1).to(device)[:, :, None, None]
-    x, y = scale[:, 1] * x + centre[:, 1], scale[:, 0] * y + centre[:, 0]
-    grid = torch.stack(torch.broadcast_tensors(x, y), -1)  # (B, size, size, 2)
-    sample = partial(F.grid_sample, mode=policy.interpolation, padding_mode="border", align_corners=False)
-    out = _normalise(sample(images.float(), grid).clamp_(0, 255), policy.mean, policy.std)
-    return out if outside is None else out.masked_fill_(outside[:, None], 0)
+    for slot in () if affine is None else reversed(affine.unbind(1)):  # from the output back: the last one first
+        (a, b, c), (d, e, f) = (row[:, :, None, None].unbind(1) for row in slot.unbind(1))
+        x, y = a * x + b * y + c, d * x + e * y + f  # (B, size, size)
+        left = (torch.maximum(x.abs(), y.abs()) > 1)[:, None]
+        outside = left if outside is None else outside | left
+    if window is not None:
+        height, width, down, across = window[:, :, None, None].unbind(1)
+        x, y = width * x + across, height * y + down
+    grid = torch.view_as_real(torch.complex(x, y)).expand(len(images), -1, -1, -1)  # torch.stack takes 8 times as long
+    return F.grid_sample(images.float(), grid, mode=mode, padding_mode="border", align_corners=False), outside
 
 
-def _erase(out: Tensor, erase: Tensor, seed: Tensor) -> None:
-    """Overwrite each image's box, where it has one, with standard normal noise of its own seed, in place."""
-    rows = (erase[:, 2] * erase[:, 3]).nonzero()[:, 0]
-    inside = _inside(erase[rows].to(out.device), out.shape[-1])
-    seed, rows = seed[rows].to(out.device), rows.to(out.device)
-    out[rows] = torch.where(inside, _noise(seed, out.shape[1:]), out[rows])
+# Bicubic crops on a CPU, where 16 scattered reads a pixel take most of the time: columns, then rows, four reads each.
 
 
-def _inside(box: Tensor, size: int) -> Tensor:
-    """(n, 4) top, left, height, width to (n, 1, size, size) bool."""
-    top, left, height, width = box[:, :, None].unbind(1)  # (n, 1) each
-    line = torch.arange(size, device=box.device)
-    down, across = (line >= top) & (line < top + height), (line >= left) & (line < left + width)
-    return (down[:, :, None] & across[:, None, :])[:, None]
+def _enlarged(policy: Policy, images: Tensor, sent: dict[str, Tensor]) -> Tensor:
+    """`_geometric` for outputs of at least four times the source: maps sample, linearly, the enlarged crop."""
+    out = torch.empty(*images.shape[:2], policy.size, policy.size)
+    for part in _chunks(len(out), out):
+        out[part] = _enlarge(policy, images[part], sent["window"][part])
+    for rows, affine in _groups(sent):
+        for part in _chunks(0 if affine is None else len(rows), out):
+            pixels, outside = _sample(out.index_select(0, rows[part]), policy.size, affine[part], None, "bilinear")
+            out.index_copy_(0, rows[part], pixels.mul_((~outside).float()))  # masked_fill_ takes 8 times as long
+    return out
 
 
-def _noise(seed: Tensor, shape: torch.Size) -> Tensor:
-    """(n, *shape) standard normal from seed and position alone: the same in any batch, on any device."""
-    position = _hash(torch.arange(shape.numel(), device=seed.device))
-    return _normal_table(seed.device)[_hash(position ^ seed[:, None]) >> 20].view(-1, *shape)
+def _enlarge(policy: Policy, images: Tensor, window: Tensor) -> Tensor:
+    """uint8 (n, C, H, W) to the crop, normalised (n, C, size, size); equal to `_sample` but for rounding."""
+    (n, c, h, w), size = images.shape, policy.size
+    centres = window[:, :2, None] * _centres(size, images.device) + window[:, 2:, None]  # (n, 2, size)
+    (row, down), (column, across) = (_taps(centres[:, i], side) for i, side in enumerate((h, w)))
+    pixels = _normalise(images, policy).permute(0, 3, 1, 2).reshape(n * w, c * h)
+    pixels = _weighted(pixels, column + w * torch.arange(n)[:, None, None], across).view(n, size, c * h)
+    row = row[:, None] + h * torch.arange(n * c).view(n, c, 1, 1)  # (n, C, size, 4)
+    pixels = _weighted(pixels.transpose(1, 2).reshape(-1, size), row, down[:, None].expand_as(row))
+    pixels = pixels.view(n, c, size, size)
+    for channel, mean, std in zip(pixels.unbind(1), policy.mean, policy.std, strict=True):
+        channel.clamp_(-mean / std, (1 - mean) / std)
+    return pixels
+
+
+def _weighted(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Sums of four rows each; contiguous, for other strides take a path that rounds otherwise."""
+    index, weight = index.reshape(-1, 4), weight.reshape(-1, 4)
+    return F.embedding_bag(index, rows.contiguous(), per_sample_weights=weight, mode="sum")
+
+
+def _taps(centres: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """(n, size) in coordinates -1..1 to the (n, size, 4) nearest of `length` pixels, and torch's bicubic weights."""
+    place = ((centres[..., None] + 1) * length - 1) / 2
+    near = place.floor() + torch.arange(-1, 3)
+    away = (place - near).abs()  # up to 2
+    inner, outer = (1.25 * away - 2.25) * away**2 + 1, ((3.75 - 0.75 * away) * away - 6) * away + 3
+    return near.long().clamp(0, length - 1), torch.where(away <= 1, inner, outer)
+
+
+# timm's order, for comparison: crop and resize, then slot after slot.
+
+
+def _in_drawn_order(policy: Policy, images: Tensor, box: Tensor, op: Tensor | None, sent: dict[str, Tensor]) -> Tensor:
+    """uint8 (B, C, H, W) to float32 (B, C, size, size), whole levels after each step; box and op on the CPU."""
+    if policy.crop == "padded":
+        images = F.pad(images, [policy.pad] * 4)
+    windows = zip(images.split(1), box.tolist(), strict=True)
+    crops = [image[:, :, top : top + height, left : left + width] for image, (top, left, height, width) in windows]
+    resize = partial(F.interpolate, size=(policy.size,) * 2, mode=policy.interpolation, antialias=True)
+    images = (torch.cat([resize(crop.float()) for crop in crops]) + 0.5).clamp_(0, 255).to(torch.uint8)
+    if op is not None:
+        moves = {name: partial(_move, policy, code) for code, name in enumerate(GEOMETRIC)}
+        images = _operate(images, PHOTOMETRIC | moves, op, sent)
+    return _normalise(images, policy)
+
+
+def _move(policy: Policy, code: int, images: Tensor, s: Tensor) -> Tensor:
+    """One geometric operation; timm fills with the mean's whole level, and Pillow truncates."""
+    affine = _affine(torch.full_like(s[:, :, 0, 0], code), s[:, :, 0, 0])
+    pixels, outside = _sample(images, policy.size, affine, None, policy.interpolation)
+    pixels = pixels.clamp_(0, 255)
+    fill = _constant(tuple(float(round(255 * mean)) for mean in policy.mean), images.device)
+    return torch.where(outside, fill[:, None, None], pixels).to(torch.uint8)
+
+
+def _erase(out: Tensor, sent: dict[str, Tensor], box: Tensor) -> None:
+    """Overwrite the boxes of some images with standard normal noise of each one's own seed, in place."""
+    channel = out.stride(1) * torch.arange(out.shape[1], dtype=torch.int32, device=out.device)[:, None]
+    for part in _chunks(len(box), out):
+        image, row, column = _pixels(sent["erase"][part], box[part])
+        position = channel + row * out.shape[3] + column  # (C, pixels), in an image
+        noise = _noise(sent["seed"][part][image], position)
+        out.view(-1).scatter_(0, (position + sent["erased"][part][image] * out.stride(0)).flatten(), noise)
+
+
+def _pixels(box: Tensor, on_cpu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All pixels of (n, 4) boxes: (N,) box, row and column. The CPU's copy says how many, so no device is asked."""
+    count, box = int((on_cpu[:, 2] * on_cpu[:, 3]).sum()), box.int()  # int64 divides slowly
+    area = box[:, 2] * box[:, 3]
+    which = torch.arange(len(box), device=box.device).repeat_interleave(area, output_size=count)
+    first = area.cumsum(0, dtype=torch.int32) - area
+    place = torch.arange(count, dtype=torch.int32, device=box.device) - first.index_select(0, which)
+    top, left, _, width = (edge.index_select(0, which) for edge in box.unbind(1))
+    return which, top + place // width, left + place % width
+
+
+def _noise(seed: Tensor, position: Tensor) -> Tensor:
+    """Standard normal from int32 seeds and positions alone, flattened: the same in any batch, on any device."""
+    quantile = _hash(_hash(position) ^ seed) >> 20 & 0xFFF
+    return _normal_table(seed.device).index_select(0, quantile.flatten())
 
 
 def _hash(x: Tensor) -> Tensor:
-    """Mix the 32 low bits of an int64 (Wellons' lowbias32)."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-    return x ^ (x >> 16)
+    """Mix the bits of an int32 (Wellons' lowbias32): products wrap, and what a shift brings in is masked away."""
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ (x >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
+    return x ^ (x >> 16 & 0xFFFF)
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 from ltvit_lib import augment
 
@@ -12,8 +13,10 @@ import torch
 import torchvision
 import torchvision.transforms.functional as vision
 from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.autoaugment import _apply_op
 
 GREY = (128 / 255,) * 3  # a whole grey level, so that Pillow's fill equals the mean
@@ -172,6 +175,46 @@ def test_resized_crop_is_torchvisions():
         assert gap[:, 2:-2, 2:-2].max() < 1.1 and gap.mean() < 1.5
 
 
+# timm's order
+
+
+def photographs(size: int) -> Tensor:
+    """Eight uint8 squares of scikit-learn's two photographs, (8, 3, size, size)."""
+    whole = torch.stack([torch.from_numpy(image.copy()) for image in load_sample_images().images]).permute(0, 3, 1, 2)
+    tiles = torch.cat([whole[:, :, 60:360, left : left + 300] for left in (0, 110, 220, 330)])
+    return torch.stack([vision.pil_to_tensor(to_pil(tile).resize((size, size))) for tile in tiles])
+
+
+def timm_pipeline(policy: augment.Policy, image: Tensor, drawn: dict[str, Tensor], monkeypatch) -> Tensor:
+    """timm's steps by Pillow with what was drawn for one image; uint8 levels (C, size, size)."""
+    image = image.flip(-1) if drawn["flip"] else image
+    (top, left, height, width), size = drawn["window"].tolist(), policy.size
+    image = vision.resized_crop(
+        to_pil(image), top, left, height, width, [size] * 2, vision.InterpolationMode(policy.interpolation)
+    )
+    image = vision.pil_to_tensor(image)
+    for op, level in zip(drawn["op"].tolist(), drawn["level"].tolist(), strict=True):
+        if op >= 0:
+            resample = Image.Resampling[policy.interpolation.upper()]
+            image = by_timm(image, augment.OPS[op], level, monkeypatch, resample).to(torch.uint8)
+    return image
+
+
+@pytest.mark.parametrize("mode, tolerance", [("bilinear", 0.6), ("bicubic", 2.0)])
+def test_the_drawn_order_is_timms_pipeline(mode, tolerance, monkeypatch):
+    """Mean gap in grey levels over photographs, fast and drawn order; the latter differs by the bicubic kernel."""
+    images = photographs(48).repeat(3, 1, 1, 1)
+    policy = augment.strong(64, GREY, (1.0,) * 3, op_prob=1.0, erase=0.0, interpolation=mode, order="drawn")
+    out, params = run(policy, images, seed=3)
+    fast = augment.apply(replace(policy, order="fast"), images, params)
+    drawn = params | {"window": augment._box(policy, len(images), (48, 48), params)}
+    each = [{key: value[i] for key, value in drawn.items()} for i in range(len(images))]
+    theirs = [timm_pipeline(policy, image, d, monkeypatch) for image, d in zip(images, each, strict=True)]
+    gap, fast_gap = ((levels(o) + 128 - torch.stack(theirs)).abs().flatten(1).mean(1) for o in (out, fast))
+    assert gap.median() < tolerance / 2 and gap.mean() < tolerance, (gap.median(), gap.mean())
+    assert gap.mean() < fast_gap.mean() / 2
+
+
 # What is drawn
 
 
@@ -256,7 +299,7 @@ def test_one_of_three_then_a_jitter_of_three_tenths():
 def test_crops_have_torchvisions_scale_and_ratio():
     n, policy = 20_000, augment.Policy(32, *PLAIN, crop="resized")
     box = augment.draw(policy, n, torch.Generator().manual_seed(2))["box"]
-    mine = augment._box(policy, torch.empty(n, 3, 32, 32), (32, 32), {"box": box}).double()
+    mine = augment._box(policy, n, (32, 32), {"box": box}).double()
     crop, image = RandomResizedCropAndInterpolation(32), Image.new("RGB", (32, 32))
     theirs = torch.tensor([crop.get_params(image, crop.scale, crop.ratio) for _ in range(4_000)]).double()
     assert (mine[:, :2] >= 0).all() and (mine[:, :2] + mine[:, 2:] <= 32).all()
@@ -377,6 +420,94 @@ def test_tiny_and_odd_images_work():
     assert out.shape == (4, 3, 16, 16)
 
 
+# Fast paths and their plain counterparts
+
+
+@pytest.mark.parametrize("source, size", [(32, 224), (9, 36)])
+def test_crops_enlarged_on_a_cpu_are_grid_samples(source, size):
+    """Without maps but for rounding; with maps, which then sample linearly, .1 grey levels on average."""
+    images, policy = pictures(24, source), augment.strong(size, *PLAIN, erase=0.0, flip=0.0)
+    params = augment.draw(policy, 24, torch.Generator().manual_seed(1))
+    params["op"] = params["op"].where(params["op"] < len(augment.GEOMETRIC), -1)
+    box = augment._box(policy, 24, images.shape[2:], params)
+    plan = augment._plan(policy, box, images.shape[2:], params)
+    out = levels(augment.apply(policy, images, params))
+    pixels, outside = augment._sample(images, size, params["affine"], plan["window"], "bicubic")
+    gap = (out - pixels.clamp(0, 255).masked_fill(outside, 0)).abs()
+    assert len(plan["rows0"]) < 24 and gap[plan["rows0"]].max() < 1e-3
+    assert gap.mean() < 0.1 and gap.max() < 12
+
+
+def test_crops_of_strong_at_the_sources_size_are_grid_samples():
+    images, policy = pictures(24), augment.strong(32, *PLAIN, erase=0.0, flip=0.0, op_prob=0.0)
+    params = augment.draw(policy, 24, torch.Generator().manual_seed(1))
+    window = augment._plan(policy, augment._box(policy, 24, (32, 32), params), (32, 32), params)["window"]
+    pixels, _ = augment._sample(images, 32, None, window, "bicubic")
+    assert torch.allclose(levels(augment.apply(policy, images, params)), pixels.clamp(0, 255), atol=1e-3)
+
+
+def test_a_hash_is_the_same_in_whole_numbers():
+    def mixed(x: int) -> int:
+        x = ((x ^ (x >> 16)) * 0x7FEB352D) % 2**32
+        x = ((x ^ (x >> 15)) * 0x846CA68B) % 2**32
+        return x ^ (x >> 16)
+
+    values = [0, 1, 77, 2**31 - 1, 2**31, 2**32 - 1, 3_000_000_019]
+    signed = torch.tensor([v - 2**32 if v >= 2**31 else v for v in values], dtype=torch.int32)
+    assert [v % 2**32 for v in augment._hash(signed).tolist()] == [mixed(v) for v in values]
+
+
+class Transfers(TorchDispatchMode):
+    """Counts copies from the CPU to the meta device, which stands for a GPU: reading what it holds raises."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        self.count += copies and out.is_meta and any(not t.is_meta for t in tensors)
+        return out
+
+
+@pytest.mark.parametrize(
+    "make, changes",
+    [(make, {}) for make in ("strong", "weak", "three", "mgp", "geometric", "paco_query", "paco_key")]
+    + [("strong", {"order": "drawn"}), ("strong", {"crop": "padded", "jitter": 1.0, "erase": 1.0})],
+)
+def test_the_device_is_never_asked_and_told_once(make, changes):
+    images = pictures(8).to("meta")
+    for values in (*PLAIN, (5.0, 3.0, 1.0)):
+        augment._constant(values, images.device)  # these go there once for all steps
+    augment._normal_table(images.device)
+    policy = getattr(augment, make)(32, *PLAIN, **changes)
+    params = augment.draw(policy, 8, torch.Generator().manual_seed(1))
+    with Transfers() as transfers:
+        out = augment.apply(policy, images, params)
+    assert out.is_meta and out.shape == (8, 3, 32, 32) and out.dtype == torch.float32
+    assert transfers.count == 1
+
+
+@pytest.mark.parametrize("name", augment.PHOTOMETRIC)
+def test_no_operation_asks_the_device(name):
+    images, level = pictures(2).to("meta"), torch.ones(2, 1, 1, 1, device="meta")
+    with Transfers() as transfers:
+        assert augment.PHOTOMETRIC[name](images, level).shape == images.shape
+    assert transfers.count == 0
+
+
+def test_what_is_sent_arrives_unchanged():
+    """By way of another device, as 32 bit words: the CPU's own branch copies nothing."""
+    policy = augment.strong(32, *PLAIN, erase=1.0)
+    params = augment.draw(policy, 9, torch.Generator().manual_seed(2))
+    plan = augment._plan(policy, augment._box(policy, 9, (32, 32), params), (32, 32), params)
+    back = augment._unpacked(plan, augment._packed(plan))
+    assert back.keys() == plan.keys()
+    assert all(torch.equal(plan[key], back[key]) and plan[key].dtype == back[key].dtype for key in plan)
+
+
 # Erasing
 
 
@@ -399,7 +530,8 @@ def test_erased_boxes_have_timms_area_and_normal_noise():
 
 def test_noise_has_no_pattern():
     """Neighbours, channels and consecutive seeds are uncorrelated: 4 sd of a correlation of 15,000 is .03."""
-    noise = augment._noise(torch.arange(100, 105), torch.Size((3, 32, 32)))
+    seed, position = torch.arange(100, 105, dtype=torch.int32), torch.arange(3 * 32 * 32, dtype=torch.int32)
+    noise = augment._noise(seed[:, None], position).view(5, 3, 32, 32)
     for a, b in (
         (noise[..., 1:], noise[..., :-1]),
         (noise[..., 1:, :], noise[..., :-1, :]),
@@ -482,6 +614,7 @@ def test_the_papers_policies():
         ({"erase": -0.1}, "probability"),
         ({"jitter": 2.0}, "jitter is 2.0"),
         ({"cutout": -16}, "0 or more pixels"),
+        ({"order": "random"}, "no order 'random'; known: fast, drawn"),
     ],
 )
 def test_a_wrong_policy_names_the_fix(wrong, fix):
