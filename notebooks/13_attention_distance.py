@@ -116,7 +116,7 @@ pd.concat({k: pd.DataFrame(v.numpy(), rows, names) for k, v in measured.items()}
 labels = {"vit_ce": "ViT", "livt": "LiVT", "deit": "DeiT", "deit_lt": "DeiT-LT"}  # in the figures
 variants = {"deit_lt_sgd": "no SAM", "deit_lt_paco": "PaCo", "deit_lt_no_drw": "no DRW"}
 sizes = {"ViT": 8, "LiVT": 4, "DeiT": 5.5, "DeiT-LT": 3}  # of markers, so that none hides another
-scales = {"digits": "digits-LT, n = 3", "laptop": "CIFAR-10-LT"}
+scales = {"digits": "digits-LT", "laptop": "CIFAR-10-LT"}
 table = pd.read_csv(data / "attention_distance.csv")
 table[["scale", "method"]] = table["recipe"].str.split("_", n=1, expand=True)
 table = table[table["method"].isin([*labels, *variants])].replace({"method": labels | variants})
@@ -124,9 +124,12 @@ table["rescaled"] = table["distance"] / (1 - table["special"])
 plotted = table[table["method"].isin(labels.values())]
 means = plotted.groupby(["scale", "method", "images", "seed", "block"], as_index=False)
 means = means[["distance", "special", "rescaled"]].mean()  # over heads
-table.groupby(["scale", "method"])["seed"].nunique().unstack("scale").reindex(
-    (labels | variants).values()
-)
+n = table.groupby(["method", "scale"])["seed"].nunique().unstack()
+titles = {  # with the seeds of the four methods drawn
+    scale: f"{name}, n = " + " or ".join(map(str, sorted(set(n.loc[list(labels.values()), scale]))))
+    for scale, name in scales.items()
+}
+n.reindex((labels | variants).values())
 
 # %% [markdown]
 # *Seeds measured. The last three are DeiT-LT with one thing changed: the teacher (trained without SAM, or by PaCo with SAM)
@@ -159,7 +162,7 @@ for (row, column), ax in np.ndenumerate(axes):
         ax.axhline(even, color="#333333", ls=":", lw=1, label="uniform attention")
     ax.spines[["top", "right"]].set_visible(False)
     ax.set(ylabel=quantities[quantity] if column == 0 else "")
-    ax.set(title=scales[scale] if row == 0 else "", xlabel="block" if row == 2 else "")
+    ax.set(title=titles[scale] if row == 0 else "", xlabel="block" if row == 2 else "")
     ax.set_xticks(sorted(here["block"].unique()))
 handles = dict(h[::-1] for ax in axes.flat for h in zip(*ax.get_legend_handles_labels()))
 _ = fig.legend(handles.values(), handles, frameon=False, ncols=5, loc="outside upper center")
@@ -191,6 +194,7 @@ by_seed = by_seed.join(closest)
 cells = by_seed.groupby(keys).agg(["mean", "std"]).stack(0, future_stack=True)
 spread = cells["std"].map(lambda s: "" if pd.isna(s) else f" ± {s:.2f}")
 shown = (cells["mean"].map("{:.2f}".format) + spread).unstack()[by_seed.columns]
+shown.insert(0, "n", by_seed.groupby(keys).size())
 shown.reindex(list(labels.values()), level="method")
 
 # %% [markdown]
@@ -216,7 +220,7 @@ for (row, column), ax in np.ndenumerate(axes):
                         color=plots.COLOURS[method], marker="o", ms=sizes[method], capsize=2,
                         label=method if style == "-" else None)  # fmt: skip
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set(ylabel=f"{scales[scale].split(',')[0]}\ndistance (px)" if column == 0 else "")
+    ax.set(ylabel=f"{titles[scale]}\ndistance (px)" if column == 0 else "")
     ax.set(title=f"block {block}" if row == 0 else "", xlabel="head, from near to far")
     ax.set_xticks(sorted(here["order"].unique()))
 handles = dict(h[::-1] for ax in axes.flat for h in zip(*ax.get_legend_handles_labels()))
@@ -326,10 +330,12 @@ rollout[["scale", "method"]] = rollout["recipe"].str.split("_", n=1, expand=True
 rollout = rollout[rollout["method"].isin(list(labels))].replace({"method": labels})
 rollout = rollout[[t in read[m] for m, t in zip(rollout["method"], rollout["token"])]]
 rollout = rollout[rollout["images"] == images].rename(columns=columns)
-cells = rollout.groupby(["scale", "method", "token"], sort=False)[list(columns.values())]
-cells = cells.agg(["mean", "std"]).stack(0, future_stack=True)
+groups = rollout.groupby(["scale", "method", "token"], sort=False)
+cells = groups[list(columns.values())].agg(["mean", "std"]).stack(0, future_stack=True)
 spread = cells["std"].map(lambda s: "" if pd.isna(s) else f" ± {s:.3f}")
-(cells["mean"].map("{:.3f}".format) + spread).unstack()[list(columns.values())]
+shown = (cells["mean"].map("{:.3f}".format) + spread).unstack()[list(columns.values())]
+shown.insert(0, "n", groups["seed"].nunique())
+shown
 
 # %% [markdown]
 # *Mean ± sample sd over seeds, where there are several.* On digits the maps of DeiT-LT's tokens are nearly even (15.6 of
@@ -343,25 +349,19 @@ spread = cells["std"].map(lambda s: "" if pd.isna(s) else f" ± {s:.3f}")
 
 
 # %%
-def change(table, scale, quantity, one, other, **only):
-    """Mean difference of one method from another, with the sample sd of the paired differences."""
-    here = table[(table["scale"] == scale) & (table["images"] == images)]
-    for column, value in only.items():
-        here = here[here[column] == value]
-    by = here.groupby(["method", "seed"])[quantity].mean()
-    if not {one, other} <= set(by.index.get_level_values(0)):
-        return "not measured"
-    found = (by[one] - by[other]).dropna()
-    return f"{found.mean():+.3f}" + (f" ± {found.std():.3f}" if len(found) > 1 else "")
+def change(scale, one, other):
+    """Seeds that both methods have, and mean ± sample sd of the differences paired by seed."""
+    here = early[(early["scale"] == scale) & (early["images"] == images)]
+    by = here.groupby(["method", "seed"])[list(quantities)].mean()
+    found = (by.loc[one] - by.loc[other]).dropna()
+    spread = found.std().map(lambda s: "" if pd.isna(s) else f" ± {s:.3f}")
+    return {"n": len(found), **(found.mean().map("{:+.3f}".format) + spread)}
 
 
 pairs = [("DeiT-LT", other) for other in ("ViT", "LiVT", "DeiT", *variants.values())]
-for scale in scales:
-    for one, other in [*pairs, ("no DRW", "DeiT")]:
-        line = [f"{change(early, scale, q, one, other):>14}" for q in quantities]
-        print(
-            f"{scale:6}  {one:7} - {other:6}:  px {line[0]}   mass {line[1]}   px rescaled {line[2]}"
-        )
+pairs = [*pairs, ("no DRW", "DeiT")]
+rows = {(s, f"{one} - {other}"): change(s, one, other) for s in scales for one, other in pairs}
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # ## Takeaways

@@ -129,7 +129,7 @@ lines = {
     "DeiT-LT, CLS": ("deit_lt", "CLS", plots.COLOURS["DeiT-LT, CLS"], "-"),
     "DeiT-LT, DIST": ("deit_lt", "DIST", plots.COLOURS["DeiT-LT, DIST"], "-"),
 }
-scales = {"digits": "digits-LT, n = 3", "laptop": "CIFAR-10-LT"}
+scales = {"digits": "digits-LT", "laptop": "CIFAR-10-LT"}
 centres = {"all": "mean of all", "own": "each its own mean", "none": "not centred"}
 table = pd.read_csv(folder / "feature_rank.csv")
 table[["scale", "method"]] = table["recipe"].str.split("_", n=1, expand=True)
@@ -137,6 +137,9 @@ names = {(method, token): name for name, (method, token, *_) in lines.items()}
 keys = list(zip(table["method"], table["token"]))
 table["line"] = [names.get(key) for key in keys]
 shown = table[table["line"].notna() & (table["images"] == images)]
+n = shown.groupby(["scale", "line"])["seed"].nunique()
+titles = {s: f"{scales[s]}, n = " + " or ".join(map(str, sorted(set(n[s])))) for s in scales}
+n.unstack("scale").loc[list(lines)]
 
 # %%
 fig, axes = plt.subplots(2, 3, figsize=(9, 5.4), sharey="row", layout="constrained")
@@ -150,7 +153,7 @@ for (row, column), ax in np.ndenumerate(axes):
                     capsize=2, label=name)  # fmt: skip
     ax.spines[["top", "right"]].set_visible(False)
     ax.set(title=centres[centre] if row == 0 else "", xlabel="block", ylim=(0, None))
-    ax.set(ylabel=f"{scales[scale]}\nrank at 1 % error" if column == 0 else "")
+    ax.set(ylabel=f"{titles[scale]}\nrank at 1 % error" if column == 0 else "")
     ax.set_xticks(sorted(here["block"].unique()))
 handles = dict(h[::-1] for ax in axes.flat for h in zip(*ax.get_legend_handles_labels()))
 _ = fig.legend(handles.values(), handles, frameon=False, ncols=3, loc="outside upper center")
@@ -173,10 +176,10 @@ def last_block(kind):
     keys = ["scale", "line"]
     wide = here.pivot_table(index=[*keys, "seed"], columns="centre", values="rank")[list(centres)]
     wide["all images' rank"] = here.groupby([*keys, "seed"])["of_all"].mean()
-    wide["width"] = here.groupby([*keys, "seed"])["width"].mean()
     cells = wide.groupby(keys).agg(["mean", "std"]).stack(0, future_stack=True)
-    spread = cells["std"].map(lambda s: f" ± {s:.1f}" if s > 0 else "")
+    spread = cells["std"].map(lambda s: "" if pd.isna(s) else f" ± {s:.1f}")
     text = (cells["mean"].map("{:.1f}".format) + spread).unstack()[wide.columns]
+    text.insert(0, "n", wide.groupby(keys).size())
     return text.reindex(list(lines), level="line")
 
 
@@ -207,7 +210,7 @@ for (row, column), ax in np.ndenumerate(axes):
     ax.set(xscale="log", yscale="log", ylim=(0.05, 120), title=centres[centre] if row == 0 else "")
     ax.set(
         xlabel="directions kept",
-        ylabel=f"{scales[scale].split(',')[0]}\ntail missed (%)" if column == 0 else "",
+        ylabel=f"{scales[scale]}, seed 0\ntail missed (%)" if column == 0 else "",
     )
 handles = dict(h[::-1] for ax in axes.flat for h in zip(*ax.get_legend_handles_labels()))
 _ = fig.legend(handles.values(), handles, frameon=False, ncols=3, loc="outside upper center")
@@ -235,7 +238,9 @@ cells = here.groupby(["scale", "method", "token", "centre"])["rank"].agg(["mean"
 spread = cells["std"].map(lambda s: "" if pd.isna(s) else f" ± {s:.1f}")
 text = (cells["mean"].map("{:.1f}".format) + spread).unstack(["token", "centre"])
 columns = pd.MultiIndex.from_product([["CLS", "DIST"], centres], names=["token", "centre"])
-text.reindex(list(teachers.values()), level="method")[columns]
+text = text[columns]
+text.insert(0, "n", here.groupby(["scale", "method"])["seed"].nunique())
+text.reindex(list(teachers.values()), level="method")
 
 # %% [markdown]
 # *Test images; digits: mean ± sample sd over three seeds; CIFAR-10-LT: one seed.* On digits teachers move DIST's rank by
@@ -248,20 +253,14 @@ text.reindex(list(teachers.values()), level="method")[columns]
 
 
 # %%
-def change(one, other, scale, centre):
-    """Rank of one (recipe, token) less that of the other, last block: mean ± sample sd of paired differences."""
-    here = table[
-        (table["scale"] == scale) & (table["centre"] == centre) & (table["images"] == images)
-    ]
-    here = (
-        here[here["block"] == here["block"].max()]
-        .set_index(["method", "token", "seed"])["rank"]
-        .sort_index()
-    )
-    if not all(key in here.index.droplevel("seed") for key in (one, other)):
-        return "not measured"
-    found = (here.loc[one] - here.loc[other]).dropna()
-    return f"{found.mean():+.1f}" + (f" ± {found.std():.1f}" if len(found) > 1 else "")
+def change(scale, one, other):
+    """Rank of one (recipe, token) less another's, last block: seeds of both, mean ± sample sd of paired differences."""
+    here = table[(table["scale"] == scale) & (table["images"] == images)]
+    here = here[here["block"] == here["block"].max()]
+    by = here.pivot_table(index=["method", "token", "seed"], columns="centre", values="rank")
+    found = (by.loc[one] - by.loc[other]).dropna()[list(centres)]
+    spread = found.std().map(lambda s: "" if pd.isna(s) else f" ± {s:.1f}")
+    return {"n": len(found), **(found.mean().map("{:+.1f}".format) + spread)}
 
 
 claims = {
@@ -272,10 +271,8 @@ claims = {
     "DIST: DRW - no DRW": (("deit_lt", "DIST"), ("deit_lt_no_drw", "DIST")),
     "CLS: DeiT-LT - DeiT": (("deit_lt", "CLS"), ("deit", "CLS")),
 }
-for scale in scales:
-    for name, (one, other) in claims.items():
-        row = "   ".join(f"{c}: {change(one, other, scale, c):>12}" for c in centres)
-        print(f"{scale:6}  {name:24} {row}")
+rows = {(s, name): change(s, *pair) for s in scales for name, pair in claims.items()}
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # ## Takeaways

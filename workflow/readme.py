@@ -25,6 +25,8 @@ LAPTOP = [
     ("DeiT-LT (PaCo-SAM), average", "laptop_deit_lt_paco", "avg", ("DeiT-LT", "2", "DeiT-LT (PaCo+SAM)")),
     ("DeiT-LT (teacher without SAM), average", "laptop_deit_lt_sgd", "avg", None),
     ("DeiT-LT (no DRW), average", "laptop_deit_lt_no_drw", "avg", None),
+    ("DeiT-LT (no DRW, teacher without SAM), average", "laptop_deit_lt_sgd_no_drw", "avg", None),
+    ("DeiT-LT from MGP, average", "laptop_deit_lt_mgp", "avg", None),
     ("DeiT-LT from MGP, CLS with Bal-CE, average", "laptop_deit_lt_mgp_bal_ce", "avg", None),
 ]
 DIGITS = [
@@ -91,7 +93,8 @@ def experts() -> str:
     table = pd.read_csv(runs.LEDGER.parent / "experts_rules.csv")
     table = table[(table["of"] == "average of logits") & table["prior"].isin(["as trained", "CLS moved", "both moved"])]
     names = {
-        "laptop_deit_lt": "CIFAR-10-LT, DeiT-LT", "laptop_deit_lt_mgp_bal_ce": "CIFAR-10-LT, from MGP, CLS with Bal-CE",
+        "laptop_deit_lt": "CIFAR-10-LT, DeiT-LT", "laptop_deit_lt_mgp": "CIFAR-10-LT, from MGP",
+        "laptop_deit_lt_mgp_bal_ce": "CIFAR-10-LT, from MGP, CLS with Bal-CE",
         "digits_deit_lt": "digits, DeiT-LT", "digits_deit_lt_mgp": "digits, from MGP",
         "digits_deit_lt_mgp_bal_ce": "digits, from MGP, CLS with Bal-CE",
     }  # fmt: skip
