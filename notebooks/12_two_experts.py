@@ -153,8 +153,8 @@ pd.DataFrame({k: groups.agg(text) for k, groups in by.items()})
 
 # %% [markdown]
 # *Mean over seeds (table: ± standard error; CIFAR-10-LT: three seeds of DeiT-LT, one of the others); on training images without augmentation
-# (the released code logs augmented ones); dashed: DRW begins, and up to there the run without it is DeiT-LT's own of the same seed.* **Not supported at either scale.** On digits the tokens start far apart and come *together*, with every
-# teacher; DeiT's leaves them no nearer than the others (the errors overlap). A likely reason: on unmixed digits the teacher's
+# (the released code logs augmented ones); dashed: DRW begins, and up to there the run without it is DeiT-LT's own of the same seed.* **Not
+# supported at either scale.** On digits the tokens start far apart and come *together*, with every teacher; DeiT's leaves them no nearer than the others (the errors overlap). A likely reason: on unmixed digits the teacher's
 # answers are the labels (next section), so both heads end up learning the same thing. On CIFAR-10-LT, where they are not, the tokens stay
 # further apart, 0.20 to 0.36, but not in the paper's order: DeiT's leaves them at 0.285 (one run), DeiT-LT's at 0.297 ± 0.033. (DeiT's
 # teacher is poor here, notebook 10, so its answers are not the labels either.) And when DRW sets in, the distance *falls*: for DeiT-LT from
@@ -370,8 +370,9 @@ control
 # classes train on 4, 2 and 1 images instead of 6, 4 and 3, and the choice itself is noisy ($w$ from 0.15 to 1 for one student). With CLS trained
 # by plain cross-entropy a chosen weight gains 1.5 to 2.5 points, and moving CLS, with nothing to choose, 5.2 to 7.6; it leads on each of the
 # three seeds. With Bal-CE there is little to choose. A chosen *shift* ends between 0.6 below and 2.2 above the theory's, within the errors; and
-# from MGP a weight chosen after the move may add two points more. On CIFAR-10-LT (1,242 images held out, 27 of them tail) a chosen weight is worth more, from 39.7 to
-# 44.7, and both moved, with nothing to choose, is one point ahead of it (45.7); a weight chosen after that loses 0.8. One seed: a direction, no more.
+# from MGP a weight chosen after the move may add two points more. On CIFAR-10-LT (1,242 images held out, 27 of them tail) a chosen weight is
+# worth more, from 39.7 to 44.7, and both moved, with nothing to choose, is one point ahead of it (45.7); a weight chosen after that loses
+# 0.8. One seed: a direction, no more.
 #
 # Is it this one student? Every student of both scales, by the same rules; the best $w$ is picked on the test set, for each run:
 
@@ -396,9 +397,9 @@ pd.DataFrame(parts).T
 # *All classes, percent, mean over seeds (three on digits; CIFAR-10-LT: three of DeiT-LT and of the last row, one of the others).* Where CLS was trained by
 # plain cross-entropy, moving both gains for every student on every seed, whatever the teacher, with DRW or without. Moving CLS alone is not
 # safe where DIST's prior is inverted: PaCo's student on CIFAR-10-LT loses 4.5 points. And DRW is then a shift that can be made after
-# training (92.5 without, 92.7 with; on CIFAR-10-LT 49.2 on one seed, and 48.1 over three). The best weight, though it saw the test set, stays behind both moved for all of these but one (46.5 against
-# 46.3). With Bal-CE on CLS it is the other way: on digits nothing is left to move, on CIFAR-10-LT DIST's part gains 1.8 points on three seeds of
-# three, and the best weight would have 0.7 to 1.0 more.
+# training (92.5 without, 92.7 with; on CIFAR-10-LT 49.2 on one seed, and 48.1 over three). The best weight, though it saw the test set, stays
+# behind both moved for all of these but one (46.5 against 46.3). With Bal-CE on CLS it is the other way: on digits nothing is left to move,
+# on CIFAR-10-LT DIST's part gains 1.8 points, on three seeds of three, and the best weight would have 0.7 to 1.0 more.
 #
 # ## The verdict
 # The average of DeiT-LT's logits decides under a prior that nobody chose: **supported**. Where the teacher repeats the labels (digits) that

@@ -15,10 +15,12 @@
 # # 14 · Feature rank: is the DIST token low-rank?
 #
 # **Question.** DeiT-LT says that a teacher trained with SAM makes DIST's features of the tail low-rank, hence general,
-# while CLS stays high-rank. How is that rank counted, does it depend on a choice the paper leaves open, and do our runs show it?
+# while CLS stays high-rank. How is that rank counted, does it depend on a choice the paper leaves open, and do our runs
+# show it?
 #
 # DeiT-LT section 3.2 and Suppl. G; **Figures 1b, 4c and S.4** on digits-LT (three seeds) and CIFAR-10-LT at laptop scale
-# (one seed; LiVT: two). Cost: 10 seconds on two CPU cores; the tables are measured on finished runs by `workflow/analyses.py`.
+# (one seed; LiVT and DeiT-LT: three). Cost: 10 seconds on two CPU cores; the tables are measured on finished runs by
+# `workflow/analyses.py`.
 
 # %% tags=["parameters"]
 seed: int = 0  # of the weights of the untrained network
@@ -114,7 +116,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # Random weights have the lowest rank of all: five directions hold 99 % of what a random CLS token knows of a tail image. So
-# a low rank alone is no merit. Uncentred, one direction is nearly enough: the token's own starting value, the same for every image.
+# a low rank alone is no merit. Uncentred, one direction is nearly enough: the token's own starting value, the same for
+# every image.
 #
 # ## Finished runs, block by block (Fig. 4c, S.4)
 # The tail is classes 7, 8 and 9. ViT and LiVT classify by the mean over patches, so their line is that of the pooled patch
@@ -160,11 +163,12 @@ _ = fig.legend(handles.values(), handles, frameon=False, ncols=3, loc="outside u
 plots.save_figure(fig, "feature_rank_blocks", shown)
 
 # %% [markdown]
-# *Digits: mean ± sample sd over three seeds; CIFAR-10-LT: one seed, of LiVT the mean of two. Width 64 and 96, where
-# the paper has 768.* On digits look at the two DeiT-LT lines: CLS and DIST lie nearly on each other in every block and under
-# every centring, and so do DeiT's. Only LiVT stands out, with up to three times the rank of the others, and in the last
-# block on CIFAR-10-LT with more than three times the ViT's; it is also far better than the ViT on the digits' tail ([notebook 08](08_balanced_finetuning.ipynb)). DeiT and
-# DeiT-LT end between them there, within four directions of one another. On digits leaving the centring out lowers the early blocks most, where
+# *Bars: mean ± sample sd over three seeds; ViT and DeiT on CIFAR-10-LT, without bars, are one seed; there the three seeds
+# of DeiT-LT share one teacher. Width 64 and 96, where the paper has 768.* On digits look at the two DeiT-LT lines: CLS and
+# DIST lie nearly on each other in every block and under every centring, and so do DeiT's. Only LiVT stands out, with up to
+# three times the rank of the others, and in the last block on CIFAR-10-LT with more than three times the ViT's; it is also
+# far better than the ViT on the digits' tail ([notebook 08](08_balanced_finetuning.ipynb)). DeiT and DeiT-LT end between
+# them there, within four directions of one another. On digits leaving the centring out lowers the early blocks most, where
 # what all images share still outweighs what tells them apart.
 
 
@@ -180,6 +184,7 @@ def last_block(kind):
     spread = cells["std"].map(lambda s: "" if pd.isna(s) else f" ± {s:.1f}")
     text = (cells["mean"].map("{:.1f}".format) + spread).unstack()[wide.columns]
     text.insert(0, "n", wide.groupby(keys).size())
+    text["width"] = here.groupby(keys)["width"].first()
     return text.reindex(list(lines), level="line")
 
 
@@ -187,8 +192,9 @@ pd.concat({kind: last_block(kind) for kind in ("test", "train")}, names=["images
 
 # %% [markdown]
 # *Rank at 1 % of the last block; "all images' rank" is the same count with every image in the tail's place, centred.* Two
-# readings of the paper can turn an order around: on the digits' training images LiVT's tail needs 20 directions about the
-# mean of all and 35 about its own. Its 13 tail images lie far from the others, and a displacement takes few directions to rebuild.
+# readings of the paper can make or unmake a gap: on the digits' training images LiVT's tail needs 20 directions about the
+# mean of all, where the others need 16 to 18, and 35 about its own, where they need 19 or 20. Its 13 tail images lie far
+# from the others, and a displacement takes few directions to rebuild.
 #
 # ## The spectrum behind the count
 # One threshold hides how the error falls. Last block, seed 0, test images:
@@ -243,10 +249,10 @@ text.insert(0, "n", here.groupby(["scale", "method"])["seed"].nunique())
 text.reindex(list(teachers.values()), level="method")
 
 # %% [markdown]
-# *Test images; digits: mean ± sample sd over three seeds; CIFAR-10-LT: one seed.* On digits teachers move DIST's rank by
-# one direction at most, out of about 19; on CIFAR-10-LT by two at most, out of 19 to 25. On neither is it lower with a SAM
-# teacher than with the same teacher without SAM, or than with DeiT's. On CIFAR-10-LT the deferred re-weighting does more:
-# without it DIST has two or three directions more. Whether SAM made these teachers flatter at all is the question of
+# *Test images; mean ± sample sd over n seeds.* On digits teachers move DIST's rank by one direction at most, out of about
+# 19; on CIFAR-10-LT by two at most, out of 19 to 25. On neither is it lower with a SAM teacher than with the same teacher
+# without SAM, or than with DeiT's. On CIFAR-10-LT the deferred re-weighting does more: without it DIST has two or three
+# directions more (one seed). Whether SAM made these teachers flatter at all is the question of
 # [notebook 09](09_sam_and_the_flat_teacher.ipynb).
 #
 # ## In numbers
@@ -275,15 +281,18 @@ rows = {(s, name): change(s, *pair) for s in scales for name, pair in claims.ite
 pd.DataFrame(rows).T
 
 # %% [markdown]
+# *Paired by seed; n counts the seeds that both have.*
+#
 # ## Takeaways
 # - The count depends on what is subtracted: one set of features above has rank 12, 19 or 2. The paper does not say which.
 # - On digits DIST is **not** lower-rank than CLS in DeiT-LT: the difference is 0.0, 0.3 ± 0.6 and 0.0 ± 1.0 directions under
-#   the three centrings (n = 3). Nor does a SAM teacher lower it: +0.7 ± 0.6, +1.0 ± 0.0, 0.0 ± 0.0. On CIFAR-10-LT (one
-#   seed) DIST is one direction below CLS (of 20 to 26), the paper's sign; but with both centrings it is so in DeiT too,
-#   DeiT-LT's DIST is one *above* DeiT's, and SAM lowers nothing (+1.0, 0.0, 0.0). Figures 1b, 4c and S.4 are
-#   **not supported** at these sizes, whichever centring one takes.
+#   the three centrings (n = 3). On CIFAR-10-LT it is, by one direction (of 20 to 26) in each of three seeds under every
+#   centring: the paper's sign, but a small step, and with both centrings DeiT shows it too (one seed).
+#   A SAM teacher does not lower DIST's rank: +0.7 ± 0.6, +1.0 ± 0.0, 0.0 ± 0.0 on digits (n = 3), +1.0, 0.0, 0.0 on
+#   CIFAR-10-LT (one seed); there DeiT-LT's DIST is one *above* DeiT's. That SAM or an out-of-distribution teacher makes
+#   DIST low-rank (Figures 1b, 4c and S.4) is **not supported** at these sizes, whichever centring one takes.
 # - Low rank is not what serves the tail here: LiVT has the highest, by centring 28 to 36 of 64 on digits, against 18 to 20
-#   for the others, and 46 to 56 of 96 on CIFAR-10-LT, against 17 to 26 of the students and 11 to 16 of the ViT. Random
+#   for the others, and 45 to 55 of 96 on CIFAR-10-LT, against 17 to 26 of the students and 11 to 16 of the ViT. Random
 #   weights have the lowest (1 to 5).
 #
 # ## Exercises
