@@ -26,11 +26,14 @@ lint: .venv/installed
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 
+# Tests and notebooks in several processes of one thread each; a notebook's cells stay together.
+SEVERAL := -n auto --maxprocesses 4
 unit: .venv/installed
-	$(RUN) pytest tests
+	OMP_NUM_THREADS=1 $(RUN) pytest $(SEVERAL) tests
 
 nbval: .venv/installed
-	LTVIT_FIGURES=$(CURDIR)/runs/figures TQDM_DISABLE=1 $(RUN) pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/*.ipynb
+	LTVIT_FIGURES=$(CURDIR)/runs/figures TQDM_DISABLE=1 OMP_NUM_THREADS=1 \
+	  $(RUN) pytest $(SEVERAL) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks/*.ipynb
 
 lab: .venv/installed
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -235,7 +235,7 @@ print(f"half of the work at {6 * 768} tokens: an image of {16 * round((6 * 768) 
 # %%
 loss = recorded["losses"].set_index("loss")["ratio"].sort_values()
 pil = recorded["augmentation"].sort_values("ratio")
-names = pil["policy"] + ", " + pil["size"].astype(str) + " px"
+names = pil["policy"] + ", " + pil["size"].astype(str) + " px, batch " + pil["images"].astype(str)
 fig, (ax, right) = plt.subplots(
     1, 2, figsize=(10, 3.9), layout="constrained", width_ratios=(1.2, 1)
 )
@@ -273,7 +273,8 @@ print(
     f"tokens: time ~ {fixed.loc['tokens', 'exponent']:.2f}, memory ~ {fixed.loc['tokens', 'mib_exponent']:.2f}"
 )
 for _, row in pil.iterrows():
-    print(f"augmentation, {row['policy']}, {row['size']} px: {row['ratio']:.1f} times PIL")
+    named = f"{row['policy']}, {row['size']} px, batch {row['images']}"
+    print(f"augmentation, {named}: {row['ratio']:.1f} times PIL")
 
 # %% [markdown]
 # ## Takeaways
