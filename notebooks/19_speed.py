@@ -81,7 +81,7 @@ plots.save_figure(fig, "speed_shares", kinds[[*parts, "device"]].reset_index())
 # %% [markdown]
 # *Medians; each bar is one kind of step.* Look at the light and the dark blue: forward and backward passes are nearly everything, the
 # backward about twice the forward, because each matrix product has two gradients, one for its input and one for its weights. The images
-# wait in memory and are augmented as one batch, so data is a sliver. The teacher's answers are one forward pass of a small CNN.
+# wait in memory and are augmented as one batch, so data is a sliver (PaCo makes two views of each). The teacher's answers are one forward pass of a small CNN.
 #
 # ## What the methods cost, predicted and measured
 # If the time went into matrix products alone, two steps would compare as their counted operations do:
