@@ -215,20 +215,20 @@ def apply(policy: Policy, images: Tensor, params: dict[str, Tensor]) -> Tensor:
         raise ValueError(f"params must describe {len(images)} images: slice every tensor as the images are")
     box = _box(policy, len(images), images.shape[2:], params)
     plan = _plan(policy, box, images.shape[2:], params)
-    sent = _send(plan, images.device)
-    if "flip" in sent:  # first, for boxes and signs are symmetric: the distribution is the same
-        some = sent["flip"]
+    there = _send(plan, images.device)
+    if "flip" in there:  # first, for boxes and signs are symmetric: the distribution is the same
+        some = there["flip"]
         images = images.index_copy(0, some, images.index_select(0, some).flip(-1))
     if policy.order == "drawn":
-        out = _in_drawn_order(policy, images, box, params.get("op"), sent)
+        out = _in_drawn_order(policy, images, box, params.get("op"), there)
     else:
         if "op" in params:
-            images = _operate(images, PHOTOMETRIC, params["op"], sent)
-        out = _geometric(policy, images, sent)
-    if "erase" in sent:
-        _erase(out, sent, plan["erase"])
-    if "cutout" in sent:
-        image, row, column = _pixels(sent["cutout"], plan["cutout"])
+            images = _operate(images, PHOTOMETRIC, params["op"], there)
+        out = _geometric(policy, images, there)
+    if "erase" in there:
+        _erase(out, there, plan["erase"])
+    if "cutout" in there:
+        image, row, column = _pixels(there["cutout"], plan["cutout"])
         out[image, :, row.long(), column.long()] = _normalise(torch.zeros_like(out[:1, :, :1, :1]), policy).flatten()
     return out
 
@@ -309,11 +309,16 @@ def _plan(policy: Policy, box: Tensor, shape: torch.Size, params: dict[str, Tens
 
 
 def _send(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The same on the device, by one copy from pinned memory that nothing waits for."""
+    """The same on the device, by one copy."""
     if device.type == "cpu" or not tensors:
         return tensors
-    packed = _packed(tensors)
-    return _unpacked(tensors, (packed.pin_memory() if device.type == "cuda" else packed).to(device, non_blocking=True))
+    return _unpacked(tensors, sent(_packed(tensors), device))
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on its way to the device: on a GPU from pinned memory, so that nobody waits for the copy."""
+    pinned = device.type == "cuda" and tensor.device.type == "cpu"
+    return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
 
 
 def _packed(tensors: dict[str, Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ltvit_lib import augment, losses, metrics, models, recipes
+from ltvit_lib.augment import sent
 from ltvit_lib.data import STATISTICS, Images, Split
 from ltvit_lib.files import CHUNK, Files, draw_crops, prefetched
 from ltvit_lib.longtail import drw_weights, prior
@@ -51,12 +52,6 @@ def _numpy_seed(seed: int):
         yield
     finally:
         np.random.set_state(saved)
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on its way to the device: on a GPU from pinned memory, so that nobody waits for the copy."""
-    pinned = device.type == "cuda" and tensor.device.type == "cpu"
-    return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
 
 
 def placed(model: nn.Module, name: str, device: torch.device) -> nn.Module:
