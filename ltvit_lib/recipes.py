@@ -135,13 +135,15 @@ _add(replace(DIGITS_TEACHER, name="digits_teacher_ldam_drw", sam_rho=0.0))
 # A tenth of CIFAR-100's classes: ten times as many samples of a class in the queue, so a tenth of alpha, which keeps
 # their sum against the centre's weight of 1. What the authors used on CIFAR-10 is not published.
 _ten_classes = 0.001
-_add(
+DIGITS_PACO = _add(
     Contrast(
         name="digits_teacher_paco_sam", model="resnet8_cifar", epochs=120, sam_rho=0.05, queue_size=256,
         sample_weight=_ten_classes, key_policy="geometric", **_digits | dict(weight_decay=5e-4, warmup_epochs=5.0),
     )
 )  # fmt: skip
+_add(replace(DIGITS_PACO, name="digits_teacher_paco", sam_rho=0.0))
 _add(replace(DIGITS_DEIT_LT, name="digits_deit_lt_paco", teacher="digits_teacher_paco_sam"))
+_add(replace(DIGITS_DEIT_LT, name="digits_deit_lt_paco_sgd", teacher="digits_teacher_paco"))  # Figure S.5
 # Each ingredient of the teacher alone (DeiT-LT section 3.2; notebook 09), and VS + SAM of its Table 2.
 _ce = dict(loss="cross_entropy", normed=False)
 for _name, _changes in {
@@ -149,6 +151,7 @@ for _name, _changes in {
     "ce_sam": dict(_ce, drw_epoch=None),
     "ce_drw": dict(_ce, sam_rho=0.0),
     "ce_drw_sam": dict(_ce),
+    "vs": dict(loss="vs", normed=False, drw_epoch=None, sam_rho=0.0),
     "vs_sam": dict(loss="vs", normed=False, drw_epoch=None),
 }.items():
     _add(replace(DIGITS_TEACHER, name=f"digits_teacher_{_name}", **_changes))
@@ -256,6 +259,7 @@ def _add_cifar_teachers(paper: str, images: dict, two) -> None:
     _add(Teacher(name=paper + "teacher_ldam_drw", **ldam), two("LDAM+DRW"))
     _add(Teacher(name=paper + "teacher_ldam_drw_sam", sam_rho=0.8, **ldam), two("L-D-SAM teacher"))
     vs = dict(ldam, loss="vs", normed=False, drw_epoch=None)
+    _add(Teacher(name=paper + "teacher_vs", **vs))
     _add(Teacher(name=paper + "teacher_vs_sam", sam_rho=0.8, **vs), two("VS+SAM"))  # radius: LDAM's
     # alpha and SAM's radius are published nowhere, nor is the training code: to be chosen on a validation split
     weight = _ten_classes if images["data"] == "cifar10" else 0.01
