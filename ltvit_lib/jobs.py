@@ -72,7 +72,7 @@ class Batch:
     target: Tensor  # (b,) hard or (b, C) soft
     noise: Tensor | None = None  # (b, N) of the mask
     answers: Tensor | None = None  # (b,) the teacher's
-    second_view: Tensor | None = None  # (b, channels, S, S) for PaCo
+    second_view: Tensor | None = None  # (b, channels, S, S) for PaCo's keys, or for a teacher alone
     keys: Tensor | None = None  # (b, d) of the second view, made once a step
     mass: dict[str, Tensor] = field(default_factory=dict)  # what the mean of each term of the loss divided by
 
@@ -95,6 +95,7 @@ class Job(ABC):
             )
         policy = recipes.POLICIES[recipe.policy]
         self.policy = policy(recipe.image_size, self.mean, self.std, **recipe.policy_options)
+        self.second_policy: augment.Policy | None = None  # of a second view of each image
         self.mix: Mixup | None = None  # of this epoch
         self.sam_rho = 0.0  # of this epoch
 
@@ -261,7 +262,7 @@ class ContrastJob(FinetuneJob):
 
     def __init__(self, recipe: Contrast, split: Split, device: torch.device, teacher: Run | None = None):
         super().__init__(recipe, split, device)
-        self.key_policy = recipes.POLICIES[recipe.key_policy](recipe.image_size, self.mean, self.std)
+        self.second_policy = recipes.POLICIES[recipe.key_policy](recipe.image_size, self.mean, self.std)
 
     def build(self) -> nn.Module:
         r = self.recipe
@@ -285,10 +286,15 @@ class ContrastJob(FinetuneJob):
 
 
 class DistilJob(FinetuneJob):
-    """DeiT-LT: the teacher answers for the student's own images, at its resolution and with its normalisation."""
+    """DeiT-LT: the teacher answers for the student's own images, at its resolution and with its normalisation.
+
+    With `teacher_policy` it answers for other views of the same images (second row of Table 1's ResNet-32).
+    """
 
     def __init__(self, recipe: Distil, split: Split, device: torch.device, teacher: Run | Path | None = None):
         super().__init__(recipe, split, device)
+        if recipe.teacher_policy is not None:
+            self.second_policy = recipes.POLICIES[recipe.teacher_policy](recipe.image_size, self.mean, self.std)
         theirs = teacher.recipe if isinstance(teacher, Run) else recipes.get(recipe.teacher)
         maker = FinetuneJob(theirs, split, device)
         if isinstance(teacher, Run):
@@ -355,7 +361,7 @@ class DistilJob(FinetuneJob):
         return {"cosine_distance": round(metrics.cosine_distance(tokens[:, 0], tokens[:, 1]), 5)}
 
     def prepare(self, batch: Batch) -> None:
-        batch.answers = self.ask(batch.images)
+        batch.answers = self.ask(batch.images if batch.second_view is None else batch.second_view)
         batch.mass = {"cls": _mass(batch.target), "dist": _mass(batch.answers, self.weight)}
 
     def terms(self, model, batch):
@@ -476,7 +482,7 @@ def make_batches(
 
 def _policies(job: Job) -> list[augment.Policy]:
     """One for each view of an image that a step needs."""
-    return [job.policy, job.key_policy] if isinstance(job, ContrastJob) else [job.policy]
+    return [job.policy] if job.second_policy is None else [job.policy, job.second_policy]
 
 
 # --- images in files -------------------------------------------------------------------------------------------

@@ -184,6 +184,7 @@ class Distil(Finetune):
 
     teacher: str = ""  # the recipe of the teacher: of its run, or of what a checkpoint from elsewhere is
     loss: str = "cross_entropy"  # on CLS
+    teacher_policy: str | None = None  # of a view that only the teacher sees; None: the student's images (Table 1)
     alpha: float = 0.5  # weight of the DIST term
     beta: float = 0.9999  # effective number of samples, for the weights of the DIST term
     drw_mixup: bool = False  # keep mixing and smoothing to the end [R: ImageNet-LT and iNaturalist]
@@ -309,6 +310,8 @@ def _problems(r: Recipe) -> dict[str, bool]:
         "normalise": ("data", "imagenet"), "policy": tuple(POLICIES), "key_policy": tuple(POLICIES),
         "optimizer": ("sgd", *list_optimizers()),
     }  # fmt: skip
+    if getattr(r, "teacher_policy", None) is not None:
+        known["teacher_policy"] = tuple(POLICIES)
     for key, values in known.items():
         value, some = getattr(r, key, values[0]), values if len(values) < 9 else ("adamw", "sgd")
         problems[f"no {key} {value!r}{closest(value, values)}; known: {', '.join(some)}"] = value not in values
@@ -387,6 +390,9 @@ def _kind_problems(r: Finetune) -> dict[str, bool]:
         problems[f"a {r.kind} run learns as a whole: leave trains at all"] = r.trains != "all"
     if isinstance(r, Distil):
         problems["alpha and beta must lie in 0..1"] = not (0 <= r.alpha <= 1 and 0 <= r.beta < 1)
+        problems["a teacher with a view of its own sees whole images: set mixup and cutmix to 0"] = (
+            r.teacher_policy is not None and (r.mixup > 0 or r.cutmix > 0)
+        )
     return problems
 
 

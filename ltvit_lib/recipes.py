@@ -218,7 +218,9 @@ _add(
 )  # fmt: skip
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_paco", teacher="laptop_teacher_paco_sam"))
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit", teacher="laptop_teacher_in_distribution", drw_epoch=None))
-_add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_no_drw", drw_epoch=None))
+_no_drw = _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_no_drw", drw_epoch=None))
+_unmixed = _add(replace(_no_drw, name="laptop_deit_lt_no_drw_no_mixup", mixup=0.0, cutmix=0.0))  # DeiT-LT Table 1
+_add(replace(_unmixed, name="laptop_deit_lt_no_drw_teacher_weak", teacher_policy="weak"))
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_sgd", teacher="laptop_teacher_ldam_drw"))
 _add(replace(LAPTOP_DEIT_LT, name="laptop_deit_lt_sgd_no_drw", teacher="laptop_teacher_ldam_drw", drw_epoch=None))
 _from_mgp = dict(init="laptop_mgp", layer_decay=0.75)
@@ -314,7 +316,9 @@ def _add_cifar_students(paper: str, images: dict, two, column: str) -> None:
         mixed = replace(student, name=paper + "deit_lt_b_ldam_no_drw", **plain, **flat)
         unmixed = replace(mixed, name=paper + "deit_lt_b_ldam_no_mixup", mixup=0.0, cutmix=0.0)
         _add(mixed, _one_number(seen.format(" mixup")))
+        weakly = replace(unmixed, name=paper + "deit_lt_b_ldam_teacher_weak", teacher_policy="weak")
         _add(unmixed, _one_number(seen.format("")))
+        _add(weakly, _one_number("ResNet-32 weak, student strong"))
 
 
 def _one_number(row: str) -> Row:

@@ -131,6 +131,24 @@ def test_unmixed_images_are_what_the_policy_gives(colours, teacher):
     assert torch.equal(batch.images, augment.apply(job.policy, colours.train.images[some(colours, 16)], draws))
 
 
+def test_a_teacher_may_answer_for_a_view_of_its_own(colours, teacher):
+    """Table 1: the student sees strong images, the teacher the same ones as they are."""
+    alone = dataclasses.replace(STUDENT, mixup=0.0, cutmix=0.0, policy="geometric")
+    shared = jobs.DistilJob(alone, colours, CPU, teacher)
+    own = jobs.DistilJob(dataclasses.replace(alone, teacher_policy="weak"), colours, CPU, teacher)
+    own.second_policy = dataclasses.replace(own.second_policy, crop="none", flip=0.0)
+    (theirs,), (batch,) = one_batch(shared, colours), one_batch(own, colours)
+    assert torch.equal(batch.images, theirs.images)  # the student's view does not change
+    nothing = augment.draw(own.second_policy, 16, torch.Generator())  # is left to chance
+    plain = augment.apply(own.second_policy, colours.train.images[some(colours, 16)], nothing)
+    assert torch.equal(batch.second_view, plain)
+    assert torch.equal(batch.answers, own.ask(plain))
+    with pytest.raises(ValueError, match="a teacher with a view of its own sees whole images: set mixup and cutmix"):
+        recipes.get("digits_deit_lt", teacher_policy="weak")
+    with pytest.raises(ValueError, match="no teacher_policy 'weka'; did you mean 'weak'"):
+        recipes.get("digits_deit_lt", teacher_policy="weka", mixup=0.0, cutmix=0.0)
+
+
 def test_a_teacher_from_elsewhere_answers_as_its_run_did(colours, tmp_path):
     """As safetensors and as a .pth of weights only; refused with other classes, or with the same in another order."""
     recipe = dataclasses.replace(TEACHER, epochs=30, base_lr=0.05, drw_epoch=None)
