@@ -137,7 +137,8 @@ _add(replace(DIGITS_TEACHER, name="digits_teacher_ldam_drw", sam_rho=0.0))
 _ten_classes = 0.001
 DIGITS_PACO = _add(
     Contrast(
-        name="digits_teacher_paco_sam", model="resnet8_cifar", epochs=120, sam_rho=0.05, queue_size=256,
+        name="digits_teacher_paco_sam", model="resnet8_cifar", epochs=120, queue_size=256,
+        sam_rho=0.2,  # chosen on a validation part (notebook 09)
         sample_weight=_ten_classes, key_policy="geometric", **_digits | dict(weight_decay=5e-4, warmup_epochs=5.0),
     )
 )  # fmt: skip
