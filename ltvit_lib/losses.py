@@ -36,7 +36,7 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Values | None = None, 
     Hard targets give what torch gives. With soft ones torch divides by B even when weighted; here one-hot
     targets and the labels they stand for give the same number.
     """
-    logits, target = _prepare(logits, target, soft=True)
+    logits, target = _prepare(logits, target)
     weight = None if weight is None else _per_class(weight, logits, "weight")
     if weight is None or target.ndim == 1:
         return F.cross_entropy(logits, target, weight=weight, label_smoothing=smoothing)
@@ -92,7 +92,7 @@ def bce(logits: Tensor, target: Tensor) -> Tensor:
 
     The released code writes the sum as C * mean (LiVT util/loss.py).
     """
-    logits, target = _prepare(logits, target, soft=True)
+    logits, target = _prepare(logits, target)
     return F.binary_cross_entropy_with_logits(logits, _dense(target, logits), reduction="sum") / len(logits)
 
 
@@ -134,7 +134,7 @@ def nt_bce(logits: Tensor, target: Tensor, lam: float, prior: Values | None = No
         raise ValueError(f"lam: expected a positive number, got {lam}")
     if prior is not None:
         logits = _shifted(logits, logit_bias_bce(prior))
-    logits, target = _prepare(logits, target, soft=True)
+    logits, target = _prepare(logits, target)
     target = _dense(target, logits)
     positive, negative = F.logsigmoid(logits), F.logsigmoid(-lam * logits)
     return -(target * positive + (1 - target) * negative / lam).sum() / len(logits)
@@ -363,9 +363,8 @@ def decide_ce(
     Returns:
         (B, C) scores, log-probabilities up to a constant of each row.
     """
-    logits = _check_logits(logits)
-    shifted = logits if bias is None else logits + _per_class(bias, logits, "bias")
-    return _to_test_prior(F.log_softmax(shifted, 1), train_prior, test_prior, smoothing)
+    log_q = F.log_softmax(_shifted(logits, bias, name="bias"), 1)
+    return _to_test_prior(log_q, train_prior, test_prior, smoothing)
 
 
 def decide_bce(
@@ -381,9 +380,8 @@ def decide_bce(
     the balanced Bayes rule by eta / pi: for C > 2 not always the same order. Adding the training bias B
     back gives eta, hence the rule for any test prior, without retraining.
     """
-    logits = _check_logits(logits)
-    shifted = logits if bias is None else logits + _per_class(bias, logits, "bias")
-    return _to_test_prior(F.logsigmoid(shifted), train_prior, test_prior, smoothing)
+    log_q = F.logsigmoid(_shifted(logits, bias, name="bias"))
+    return _to_test_prior(log_q, train_prior, test_prior, smoothing)
 
 
 def _to_test_prior(log_q: Tensor, train_prior: Values, test_prior: Values, smoothing: float) -> Tensor:
@@ -415,11 +413,14 @@ def _check_hard(target: Tensor, shape: torch.Size, loss: str) -> None:
         raise ValueError(f"target: expected {wanted}, got {target.dtype} {tuple(target.shape)}")
 
 
-def _prepare(logits: Tensor, target: Tensor, loss: str = "this loss", soft: bool = False) -> tuple[Tensor, Tensor]:
-    """Checks shapes and dtypes, never values; lifts half precision; soft targets take the logits' dtype."""
+def _prepare(logits: Tensor, target: Tensor, hard: str = "") -> tuple[Tensor, Tensor]:
+    """Checks shapes and dtypes, never values; lifts half precision; soft targets take the logits' dtype.
+
+    `hard` names a loss that refuses soft targets.
+    """
     logits = _check_logits(logits)
-    if not (soft and target.is_floating_point()):
-        _check_hard(target, logits.shape[:1], loss)
+    if hard or not target.is_floating_point():
+        _check_hard(target, logits.shape[:1], hard)
         return logits, target
     if target.shape != logits.shape:
         wanted, got = tuple(logits.shape), tuple(target.shape)
@@ -432,10 +433,10 @@ def _dense(target: Tensor, logits: Tensor) -> Tensor:
     return target if target.ndim == 2 else torch.zeros_like(logits).scatter_(1, target[:, None], 1.0)
 
 
-def _shifted(logits: Tensor, bias: Tensor, tau: float = 1.0) -> Tensor:
-    """logits + tau * bias, in float32 at least."""
+def _shifted(logits: Tensor, bias: Values | None, tau: float = 1.0, name: str = "prior") -> Tensor:
+    """logits + tau * bias, in float32 at least; `name` is the argument that the bias came from."""
     logits = _check_logits(logits)
-    return logits + tau * _per_class(bias, logits, "prior")
+    return logits if bias is None else logits + tau * _per_class(bias, logits, name)
 
 
 def _per_class(values: Values, like: Tensor, name: str, check: Callable | None = None) -> Tensor:
