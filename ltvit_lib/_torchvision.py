@@ -7,33 +7,29 @@ missing, without an implementation, and imports again. Calling such an operator 
 of builds never gets here.
 """
 
-import re
 import sys
 
 import torch
 
-_SCHEMAS = {
-    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-}
+OPERATORS = ("nms", "qnms")  # that shape functions are registered for
+SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _declared: list[torch.library.Library] = []  # a Library withdraws its operators when it is garbage-collected
 
 
-def repair() -> list[str]:
-    """Import torchvision, declaring operators it lacks. Returns their names; none for a matching pair."""
-    names: list[str] = []
+def repair() -> None:
+    """Imports torchvision, declaring operators it lacks; none for a matching pair."""
+    lacking = list(OPERATORS)
     while True:
         try:
             import torchvision  # noqa: F401
 
-            return names
+            return
         except RuntimeError as error:
-            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
-            if missing is None or missing[1] not in _SCHEMAS or missing[1] in names:
+            missing = next((name for name in lacking if f"torchvision::{name} does not exist" in str(error)), None)
+            if missing is None:
                 raise
-            names.append(missing[1])
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(_SCHEMAS[missing[1]])
-            _declared.append(library)
+            lacking.remove(missing)
+            _declared.append(torch.library.Library("torchvision", "FRAGMENT"))
+            _declared[-1].define(missing + SCHEMA)
             for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
                 del sys.modules[module]  # half-imported
