@@ -147,16 +147,13 @@ def over_batches(model: nn.Module, images: Tensor | Iterable[Tensor], batch: int
 @contextmanager
 def watched(model: nn.Module, hooks: Iterable[tuple[nn.Module, Callable]]) -> Iterator[None]:
     """Puts the model in eval mode with forward hooks on some modules; both are undone at the end, also on an error."""
-    modes = {module: module.training for module in model.modules()}
-    with ExitStack() as handles:
-        try:
-            model.eval()
-            for module, hook in hooks:
-                handles.enter_context(module.register_forward_hook(hook))
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+    with ExitStack() as undo:
+        for module in model.modules():
+            undo.callback(setattr, module, "training", module.training)
+        model.eval()
+        for module, hook in hooks:
+            undo.enter_context(module.register_forward_hook(hook))
+        yield
 
 
 def batches(model: nn.Module, images: Tensor | Iterable[Tensor], batch: int) -> Iterator[Tensor]:
