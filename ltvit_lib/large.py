@@ -70,11 +70,6 @@ def read(name: str, folder: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
         ValueError: a file or folder is missing or damaged, or its counts are not the published ones.
     """
     parts, classes = READERS[name](folder)
-    _check_counts(name, parts, classes)
-    return parts, classes
-
-
-def _check_counts(name: str, parts: dict[str, Listing], classes: tuple[str, ...]) -> None:
     whole, counts = PUBLISHED[name], np.bincount(parts["train"].targets, minlength=len(classes))
     if not counts.all():
         missing = [classes[c] for c in np.flatnonzero(counts == 0)[:5]]
@@ -87,6 +82,7 @@ def _check_counts(name: str, parts: dict[str, Listing], classes: tuple[str, ...]
             for p in (there, whole)
         )
         raise ValueError(f"{name} under {parts['train'].root} has {both}: fetch the published lists and images again")
+    return parts, classes
 
 
 # --- list files ------------------------------------------------------------------------------------------------
@@ -95,10 +91,8 @@ def _check_counts(name: str, parts: dict[str, Listing], classes: tuple[str, ...]
 def _lists(name: str, stem: str, images: str, folder: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
     """Parts from `stem`_train.txt and `stem`_test.txt; a class is named by its training images' folder."""
     count, image_root = PUBLISHED[name].classes, _folder(name, folder / images)
-    parts = {}
-    for part in ("train", "test"):
-        rows = list(_rows(name, folder / f"{stem}_{part}.txt", count))
-        parts[part] = _listing(image_root, rows)
+    rows = {part: _rows(name, folder / f"{stem}_{part}.txt", count) for part in ("train", "test")}
+    parts = {part: _listing(image_root, list(found)) for part, found in rows.items()}
     classes = [str(c) for c in range(count)]
     for path, label in zip(parts["train"].names, parts["train"].targets, strict=True):
         classes[label] = re.sub(r"^[^/]*/|/[^/]*$", "", path.decode())
@@ -172,13 +166,11 @@ def _inat(folder: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
     root = _folder("inat18", folder / "inat18")
     if not (root / "train2018.json").is_file() and (root / "train").is_dir():
         return _class_folders("inat18", "inat18", folder)
-    train, test = (_inat_rows(root / f"{part}2018.json") for part in ("train", "val"))
-    categories = train[1] | test[1]
-    ids = sorted(categories)
-    if ids != list(range(len(ids))):
-        raise ValueError(f"{root / 'train2018.json'} has categories other than 0..{len(ids) - 1}: fetch it again")
-    parts = {"train": _listing(root, train[0]), "test": _listing(root, test[0])}
-    return parts, tuple(categories[i] for i in ids)
+    (train, named), (test, others) = (_inat_rows(root / f"{part}2018.json") for part in ("train", "val"))
+    classes = dict(sorted((named | others).items()))
+    if list(classes) != list(range(len(classes))):
+        raise ValueError(f"{root / 'train2018.json'} has categories other than 0..{len(classes) - 1}: fetch it again")
+    return {"train": _listing(root, train), "test": _listing(root, test)}, tuple(classes.values())
 
 
 def _inat_rows(file: Path) -> tuple[list[tuple[str, int]], dict[int, str]]:
