@@ -95,9 +95,7 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """ResNet for small images (He et al. 2016, section 4.2), with LDAM-DRW's option to normalise the classifier."""
 
-    def __init__(
-        self, depth: int = 32, num_classes: int = 10, normed: bool = False, width: int = 16, in_chans: int = 3
-    ):
+    def __init__(self, depth: int, num_classes: int, normed: bool, width: int = 16, in_chans: int = 3):
         super().__init__()
         if (depth - 2) % 6:
             raise ValueError(f"depth must be 6 k + 2 (8, 20, 32, 44, 56), got {depth}")

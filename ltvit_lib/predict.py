@@ -7,11 +7,11 @@ from ltvit_lib import augment, files, losses
 from ltvit_lib.longtail import check_prior
 from ltvit_lib.networks import head_logits, logit_scale
 
-import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
 
 DECIDE = {"ce": losses.decide_ce, "bce": losses.decide_bce}
 
@@ -142,6 +142,4 @@ def _pixels(picture: str | Path | Image.Image, channels: int) -> Tensor:
     """uint8 (1, channels, H, W), upright."""
     if not isinstance(picture, Image.Image):
         picture = files.upright(Path(picture), str(picture))
-    picture = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
-    values = torch.from_numpy(np.array(picture))
-    return values.reshape(1, picture.height, picture.width, channels).permute(0, 3, 1, 2)
+    return pil_to_tensor(ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB"))[None]
