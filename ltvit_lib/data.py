@@ -16,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -201,8 +202,7 @@ def load(
         mean, std = _statistics(train.images().images if name == "digits" else chosen.images)
     counts = torch.bincount(chosen.targets, minlength=len(classes))
     boundaries = BOUNDARIES.get(name, (int((counts > 100).sum()), int((counts >= 20).sum())))
-    label = name if name in BOUNDARIES else path.stem
-    return Split(label, chosen, test.images(), classes, mean, std, boundaries)
+    return Split(path.stem, chosen, test.images(), classes, mean, std, boundaries)
 
 
 def _digits() -> tuple[_Part, _Part, tuple[str, ...]]:
@@ -345,12 +345,6 @@ def _own(path: Path, size: int) -> tuple[_Part, _Part, tuple[str, ...]]:
     return train, test, classes
 
 
-def _part_of(name: str) -> str | None:
-    """train, test or val, where a file's name says so: test, test-00000-of-00001, validation_1."""
-    found = re.fullmatch(r"(train|test|val)(id|idation)?([-_.\d].*)?", name)
-    return found[1] if found else None
-
-
 def _with_one_test(parts: dict) -> dict:
     """A validation part stands in where there is no test part."""
     test = parts.get("test") or parts.get("val")
@@ -408,8 +402,9 @@ def _parquet_files(path: Path) -> dict[str, list[Path]]:
         return {"train": [path]}
     parts: dict[str, list[Path]] = {}
     for file in sorted(path.rglob("*.parquet")):
+        own = PART_FOLDERS.get(re.split(r"[-_.\d]", file.stem)[0])  # test, test-00000-of-00001, validation_1
         folder = PART_FOLDERS.get(file.parent.name) if file.parent != path else None
-        parts.setdefault(_part_of(file.stem) or folder or "train", []).append(file)
+        parts.setdefault(own or folder or "train", []).append(file)
     if "train" not in parts:
         raise ValueError(f"{path} has only test files: add train-*.parquet")
     return _with_one_test(parts)
@@ -420,7 +415,8 @@ def _parquet_parts(files: dict[str, list[Path]], size: int | None = None) -> tup
     import pyarrow.parquet as pq
 
     first = files["train"][0]
-    schema = _reading(first, lambda: pq.read_schema(first))
+    with _reading(first):
+        schema = pq.read_schema(first)
     image, label = (next((c for c in known if c in schema.names), None) for known in (IMAGE_COLUMNS, LABEL_COLUMNS))
     if image is None or label is None:
         raise ValueError(
@@ -428,7 +424,10 @@ def _parquet_parts(files: dict[str, list[Path]], size: int | None = None) -> tup
             f"labels {' or '.join(LABEL_COLUMNS)}"
         )
     columns = {part: [_labels(f, label) for f in chosen] for part, chosen in files.items()}
-    named = {values.dtype.kind == "U" for part in columns.values() for values in part}
+    for part, values in columns.items():
+        if not any(map(len, values)):
+            raise ValueError(f"{files[part][0]} and its like have no rows: add {part} images or remove them")
+    named = {values.dtype.kind == "U" for part in columns.values() for values in part if len(values)}
     if len(named) > 1:
         raise ValueError(f"column {label} has names in some files and numbers in others: use one of them throughout")
     labels = {part: np.concatenate(values) for part, values in columns.items()}
@@ -456,10 +455,11 @@ def _parquet_parts(files: dict[str, list[Path]], size: int | None = None) -> tup
     }, classes
 
 
-def _reading(file: Path, read: Callable):
-    """What `read` returns; any failure of pyarrow is one sentence that names the file."""
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Makes any failure of pyarrow one sentence that names the file."""
     try:
-        return read()
+        yield
     except Exception as error:  # pyarrow raises its own kinds, OSError and KeyError
         raise ValueError(f"cannot read {file} as parquet ({first_line(error)}): fetch it again") from None
 
@@ -468,7 +468,8 @@ def _labels(file: Path, column: str) -> np.ndarray:
     """(N,) whole numbers or strings."""
     import pyarrow.parquet as pq
 
-    values = _reading(file, lambda: pq.read_table(file, columns=[column]).column(column))
+    with _reading(file):
+        values = pq.read_table(file, columns=[column]).column(column)
     labels = np.array(values.to_pylist()) if len(values) else np.array([], dtype=np.int64)
     if values.null_count or labels.dtype.kind not in "iuU":
         raise ValueError(f"column {column} of {file} must hold a whole number or a name in every row: mend it")
@@ -488,13 +489,10 @@ def _parquet_pixels(files: Sequence[Path], column: str, size: int | None, rows: 
 
 
 def _parquet_cells(files: Sequence[Path], column: str, slots: dict[int, int]) -> Iterator[tuple[int, bytes, str]]:
-    import pyarrow.parquet as pq
-
-    first = 0  # row of the file's start over all files
+    row = 0  # over all files
     for file in files:
-        row = first
-        blocks = _reading(file, lambda: pq.ParquetFile(file).iter_batches(256, columns=[column]))  # noqa: B023
-        while (block := _reading(file, lambda: next(blocks, None))) is not None:  # noqa: B023
+        first = row
+        for block in _blocks(file, column):
             for cell in block.column(0):
                 if row in slots:
                     value = cell.as_py()
@@ -504,4 +502,11 @@ def _parquet_cells(files: Sequence[Path], column: str, slots: dict[int, int]) ->
                         raise ValueError(f"{where} has no image bytes in column {column}: mend or remove it")
                     yield slots[row], value, where
                 row += 1
-        first = row
+
+
+def _blocks(file: Path, column: str) -> Iterator:
+    """A column of a file, 256 rows at a time."""
+    import pyarrow.parquet as pq
+
+    with _reading(file):
+        yield from pq.ParquetFile(file).iter_batches(256, columns=[column])

@@ -502,6 +502,18 @@ def test_test_labels_must_be_known(tmp_path):
     refused(lambda: data.load(tmp_path), "names in some files and numbers in others")
 
 
+def test_a_part_without_rows_is_named_and_a_file_without_rows_is_no_harm(tmp_path):
+    for labels in ([0, 1] * 4, ["a", "b"] * 4):
+        parquet(tmp_path / "train-0.parquet", labels)
+        parquet(tmp_path / "train-1.parquet", pa.array([], type=pa.array(labels).type))
+        parquet(tmp_path / "test.parquet", labels[:2])
+        assert data.load(tmp_path, image_size=SIZE).counts == [4, 4]
+        for part in ("train-0", "test"):
+            parquet(tmp_path / f"{part}.parquet", pa.array([], type=pa.array(labels).type))
+            refused(lambda: data.load(tmp_path, image_size=SIZE), f"{part}.parquet and its like have no rows")
+            parquet(tmp_path / f"{part}.parquet", labels)
+
+
 def test_only_a_test_file_is_noticed(tmp_path):
     parquet(tmp_path / "test-00000-of-00001.parquet", [0, 1])
     refused(lambda: data.load(tmp_path), "has only test files: add train")
