@@ -76,7 +76,9 @@ vit.table()
 #
 # ## LiVT
 # Stage one hides three quarters of the patches and learns to paint them in; labels, and so their imbalance, play no
-# part. Stage two fine-tunes with Bal-BCE, which adds each class's log-odds to its logit while training:
+# part. Stage two fine-tunes with Bal-BCE. BCE asks one yes-or-no question a class: the logistic function $\sigma$ makes the
+# logit $z_c$ the probability of "yes". Bal-BCE adds the class's log-odds to its logit while training, with $\pi_c$ its share
+# of the training images:
 #
 # $$\mathcal L = \sum_c \mathrm{BCE}\big(\sigma(z_c + \log\pi_c - \log(1-\pi_c)),\; y_c\big) \qquad\text{(LiVT, Theorem 2)}$$
 
@@ -97,7 +99,8 @@ deit_lt = train.fit(quick("digits_deit_lt"), folder / "deit_lt", seed, teacher=t
 deit_lt.table()
 
 # %% [markdown]
-# The two tokens have become different experts: `dist` knows the tail far better than `cls` does.
+# `dist` knows the tail far better than `cls`, which is ahead nowhere here; over all classes their plain average falls between
+# the two. [Notebook 12](12_two_experts.ipynb) asks why.
 #
 # ## Side by side
 # One seed, live:
@@ -169,11 +172,11 @@ for method in dict.fromkeys(laptop["method"]):
 # ## Takeaways
 # - A plain ViT on a long tail learns the head: on CIFAR-10-LT its tail accuracy is zero after 24 epochs (one run).
 # - Both remedies use the long-tailed images alone, and both lift the tail. They start from different ends: LiVT from better
-#   features and an unbiased loss, DeiT-LT from a teacher with the right sense of locality.
+#   features and a balanced loss, DeiT-LT from a CNN that knows the tail.
 # - At these scales a small CNN is still the better classifier. That is the case for distilling from one.
 #
 # ## Exercises
-# 1. Set `rho = 1` in the parameters cell and run again. Which methods still differ, and why?
+# 1. Set `rho = 1` in the parameters cell and run again. Which parts of LiVT and DeiT-LT does that switch off, and which stay?
 # 2. Write the class sizes of an exponential tail yourself: $n_i = \lfloor n_{\max}\, \rho^{-i/(C-1)} \rfloor$.
 
 # %%
@@ -188,7 +191,12 @@ def class_sizes(n_max, num_classes, rho):
 check(class_sizes, longtail.exponential_counts, (5000, 10, 100), (500, 100, 50), (120, 10, 40))
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solutions</summary>
+#
+# 1. Off is all that knows of class sizes: every $\pi_c$ is 1/10, so Bal-BCE adds the same $-\log 9$ to every logit, a constant
+#    that the head's own bias can take up; LDAM's margins are equal, and DRW's weights all 1. What stays is masked pre-training
+#    in LiVT and the CNN's answers in DeiT-LT: what can help against *few* images, the other half of a ViT's trouble
+#    ([notebook 03](03_a_plain_vit_on_a_tail.ipynb)).
 #
 # ```python
 # def class_sizes(n_max, num_classes, rho):

@@ -16,12 +16,11 @@
 #
 # **Question.** What does "long-tailed" mean in numbers, and why is plain accuracy the wrong thing to report?
 #
-# Counts, priors, imbalance factors and the two ways in which the papers cut classes into groups. Makes **LiVT Table 8**
-# again. A few seconds on CPU; nothing is trained.
+# Counts, priors, imbalance factors, the two ways in which the papers cut classes into groups, and what the later tables
+# report. Makes **LiVT Table 8** again. A few seconds on CPU; nothing is trained.
 
 # %% tags=["parameters"]
 rho: float = 100.0  # imbalance factor of the CIFAR profiles below
-tau: float = 0.5  # for the last section: how far a classifier leans towards frequent classes
 
 # %%
 from ltvit_lib import longtail, metrics, plots
@@ -34,7 +33,7 @@ import torch
 # %% [markdown]
 # ## An artificial tail
 # CIFAR-LT keeps $n_i = \lfloor n_{\max}\,\rho^{-i/(C-1)}\rfloor$ images of class $i$, so that the first class has
-# $\rho = n_{\max}/n_{\min}$ times as many images as the last (Cao et al. 2019; used by both papers).
+# $\rho = n_{\max}/n_{\min}$ times as many images as the last (Cui et al. 2019; used by both papers).
 
 # %%
 counts10 = longtail.exponential_counts(5000, 10, rho)
@@ -43,8 +42,9 @@ print("CIFAR-10-LT: ", counts10, "=", sum(counts10))
 print("CIFAR-100-LT:", counts100[:5], "...", counts100[-5:], "=", sum(counts100))
 
 # %% [markdown]
-# *Which* images are kept matters as well: papers compare only because all take the same ones, drawn with numpy's old
-# generator, class after class. `long_tailed_indices` reproduces that selection; its checksum is part of our tests.
+# *Which* images are kept matters as well: papers compare only because all take the same ones, those of Cao et al.'s code
+# (2019), drawn with numpy's old generator, class after class. `long_tailed_indices` reproduces that selection; its checksum
+# is part of our tests.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -70,8 +70,8 @@ plots.save_figure(
 )
 
 # %% [markdown]
-# On a logarithmic axis an exponential profile is a straight line: the CIFAR sets are. iNaturalist falls fastest at first
-# and then has thousands of classes with a handful of images each.
+# On a logarithmic axis an exponential profile is a straight line: the CIFAR sets are. Places-LT falls fastest at first.
+# iNaturalist is down to 40 images after a fifth of its classes and then stays between 30 and 10 for thousands of them.
 #
 # ## LiVT Table 8, from the counts themselves
 
@@ -83,6 +83,7 @@ cifar = {
     for factor in (100, 10)
 }
 natural = {name: sets[name] for name in ("ImageNet-LT", "iNat18", "Places-LT")}
+natural["ImageNet-BAL"] = [160] * 1000  # LiVT's balanced subset, as its script makes it
 rows = []
 for name, c in (cifar | natural).items():
     groups = longtail.shot_groups(c)
@@ -95,7 +96,8 @@ print(table8.to_string(index=False))
 
 # %% [markdown]
 # All totals agree with the paper's. Two slips there: section 5.1 gives iNaturalist a factor of 512 where the counts say
-# 1000 / 2 = 500, and ImageNet-BAL 116 images a class where Table 8 and the 160,000 images say 160.
+# 1000 / 2 = 500, and ImageNet-BAL 116 images a class, as many in all as ImageNet-LT, where Table 8 and the released script
+# say 160.
 #
 # ## Many, medium, few: two conventions
 # - **Thresholds** (Liu et al. 2019; LiVT): more than 100 training images is *many*, fewer than 20 *few*.
@@ -134,22 +136,24 @@ points = {
 }
 
 
-def accuracies(lean):
+def scores(name, t):
+    # log p(x | y) is 2 x_y, up to terms that all classes share
+    return 2 * points[name] + (1 - t) * prior.log()
+
+
+def accuracies(t):
     rows = {}
     for name, y in labels.items():
-        # log p(x | y) is 2 x_y, up to terms that all classes share
-        predicted = (2 * points[name] + (1 - lean) * prior.log()).argmax(1)
+        predicted = scores(name, t).argmax(1)
         rows[name] = (predicted == y).double().mean().item()
         rows[name + ", mean over classes"] = metrics.shot_accuracy(predicted, y, counts)["all"]
     del rows["balanced test set, mean over classes"]  # the same number as the plain accuracy
     return rows
 
 
-pd.DataFrame({f"tau = {t:g}": accuracies(t) for t in (0.0, tau, 1.0)}).mul(100).round(1)
+curve = pd.DataFrame([{"tau": i / 10} | accuracies(i / 10) for i in range(16)])
 
 # %%
-grid = [i / 10 for i in range(16)]
-curve = pd.DataFrame([{"tau": t} | accuracies(t) for t in grid])
 fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 ax.spines[["top", "right"]].set_visible(False)
 for name, colour, style in zip(
@@ -159,15 +163,43 @@ for name, colour, style in zip(
 ax.set(xlabel="tau: 0 uses the training prior, 1 ignores it", ylabel="accuracy (%)")
 ax.legend(frameon=False)
 plots.save_figure(fig, "why_balanced_accuracy", curve)
+curve.set_index("tau").loc[[0, 0.5, 1]].T.mul(100).round(1).rename_axis("accuracy (%)")
 
 # %% [markdown]
 # Plain accuracy on a test set as skewed as the training set is highest at tau = 0: it rewards a classifier for neglecting
 # rare classes. The mean over classes peaks near tau = 1 and, up to the noise of the few rare test images, does not depend
 # on how the test set was drawn. That is why both papers report it: on a balanced test set the two are the same number.
 #
+# ## Calibration: are 80 % of the answers given with 80 % confidence right?
+# The tables of other pages have two more columns. Sort the $n$ test images into 15 equal bins by *confidence*, the largest
+# probability; $n_b$ of them fall into bin $b$:
+#
+# $$\mathrm{ECE} = \sum_b \frac{n_b}{n}\,|\mathrm{acc}_b - \mathrm{conf}_b|, \qquad
+# \mathrm{MCE} = \max_b\, |\mathrm{acc}_b - \mathrm{conf}_b|$$
+#
+# with the share of right answers and the mean confidence in the bin. On the same problem, two classifiers; both give exact
+# posteriors, each for a prior of its own:
+
+# %%
+rows = {}
+for t in (0, 1):
+    for name, y in labels.items():
+        probabilities = scores(name, t).softmax(1)
+        ece, mce = metrics.calibration(probabilities, y, bins=15)
+        sizes = torch.histc(probabilities.amax(1), 15, 0, 1)
+        rows[f"tau = {t}", name] = 100 * ece, 100 * mce, int(sizes[sizes > 0].min())
+columns = ["ECE (%)", "MCE (%)", "images in the smallest bin"]
+pd.DataFrame(rows, index=columns).T.round(1)
+
+# %% [markdown]
+# Where the test set has the classifier's prior, its confidence is right; on the balanced one, tau = 0 is off by 15 points. The
+# maximum takes every bin at its word, however small: nine of 100,000 images make the MCE of 14 %.
+#
 # ## Weights: effective numbers and deferral
-# DeiT-LT re-weights its DIST loss by the *effective number* of samples (Cui et al. 2019), and only in the last part of
-# training (DRW, Cao et al. 2019):
+# DeiT-LT re-weights its DIST loss by the *effective number* of samples (Cui et al. 2019), to which each further image of a
+# class adds less, and only in the last part of training (DRW, Cao et al. 2019):
+#
+# $$E_n = \frac{1-\beta^n}{1-\beta}, \qquad w_c \propto \frac1{E_{n_c}}, \quad \sum_c w_c = C, \qquad \beta = 0.9999$$
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -177,22 +209,18 @@ print("before:", [round(w, 3) for w in early.tolist()])
 print("after: ", [round(w, 3) for w in late.tolist()])
 
 # %% [markdown]
-# ## Your own images
-# `data.load("path/to/images")` takes a folder of class folders, the same under `train/` and `test/`, or parquet files, and
-# returns the same `Split` as above: counts, groups and statistics included.
-#
 # ## Takeaways
 # - An imbalance factor says little about how many images the rarest class has: 50 in CIFAR-10-LT and 5 in CIFAR-100-LT, both
 #   at rho = 100, and 2 in iNaturalist at rho = 500.
 # - *Few-shot* means different classes in different papers: none, or the last three, for the same CIFAR-10-LT.
-# - Average over classes, on a balanced test set, and plain accuracy cannot hide the tail any more.
+# - Averaged over classes, or on a balanced test set, accuracy can no longer hide the tail.
 #
 # ## Exercises
 
 
 # %%
 def effective_number(n, beta):
-    """(1 - beta^n) / (1 - beta): what n images are worth when they overlap."""
+    """E_n, in closed form."""
     return None  # your code
 
 
