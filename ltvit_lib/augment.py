@@ -425,22 +425,13 @@ def _equalize(x: Tensor, s: Tensor) -> Tensor:
     return table.to(torch.uint8).gather(1, values).view_as(x)
 
 
-def _posterize(x: Tensor, s: Tensor) -> Tensor:
-    dropped = 4 + (s.abs() * 4).int()  # bits; all 8, so black, at level 10
+def _posterize(x: Tensor, dropped: Tensor) -> Tensor:
+    """Without the lowest bits, as an integer tensor says how many; without all 8, black."""
     return x & (256 - 2**dropped).to(torch.uint8)
 
 
-def _posterize_auto(x: Tensor, s: Tensor) -> Tensor:
-    """AutoAugment's, which keeps 8 to 4 bits; RandAugment's keeps 4 to 0."""
-    return x & (256 - 2 ** (s.abs() * 4).round().int()).to(torch.uint8)
-
-
-def _solarize(x: Tensor, s: Tensor) -> Tensor:
-    return x ^ 255 * (x >= 256 - (s.abs() * 256).to(torch.int16)).view(torch.uint8)
-
-
-def _solarize_add(x: Tensor, s: Tensor) -> Tensor:
-    return x + (x < 128).view(torch.uint8) * (s.abs() * 110).to(torch.uint8)
+def _solarize(x: Tensor, threshold: Tensor | int) -> Tensor:
+    return x ^ 255 * (x >= threshold).view(torch.uint8)
 
 
 def _blend(degenerate: Tensor | int, x: Tensor, s: Tensor) -> Tensor:
@@ -505,17 +496,17 @@ PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "AutoContrast": _autocontrast,
     "Equalize": _equalize,
     "Invert": lambda x, s: 255 - x,
-    "PosterizeIncreasing": _posterize,
-    "SolarizeIncreasing": _solarize,
-    "SolarizeAdd": _solarize_add,
+    "PosterizeIncreasing": lambda x, s: _posterize(x, 4 + (s.abs() * 4).int()),  # keeps 4 to 0 bits
+    "SolarizeIncreasing": lambda x, s: _solarize(x, 256 - (s.abs() * 256).to(torch.int16)),
+    "SolarizeAdd": lambda x, s: x + (x < 128).view(torch.uint8) * (s.abs() * 110).to(torch.uint8),
     "ColorIncreasing": lambda x, s: _blend(_grey(x), x, s),
     "ContrastIncreasing": lambda x, s: _blend(_flat(x), x, s),
     "BrightnessIncreasing": lambda x, s: _blend(0, x, s),
     "SharpnessIncreasing": lambda x, s: _blend(_smooth(x), x, s),
-    "Posterize": _posterize_auto,
+    "Posterize": lambda x, s: _posterize(x, (s.abs() * 4).round().int()),  # AutoAugment's, keeps 8 to 4 bits
     "Hue": _hue,
     "Grey": lambda x, s: _grey(x).to(torch.uint8).expand_as(x),
-    "Solarize128": lambda x, s: x ^ 255 * (x >= 128).view(torch.uint8),
+    "Solarize128": lambda x, s: _solarize(x, 128),
     "Blur": _blur,
 }
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
