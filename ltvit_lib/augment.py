@@ -30,6 +30,7 @@ from functools import lru_cache, partial
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 Stats = Sequence[float]  # one entry per channel
 ATTEMPTS = 10  # proposals per box, as in timm and torchvision
@@ -512,35 +513,19 @@ PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 OPS = GEOMETRIC + tuple(PHOTOMETRIC)  # `op` counts along this
 RAND_AUGMENT = OPS[:15]  # timm's
+
+
+def _of_ops(name: str) -> str:
+    """torchvision's name of an operation, as OPS has it."""
+    return next(name + ending for ending in ("", "Rel", "Increasing") if name + ending in OPS)
+
+
 JITTER = {"BrightnessIncreasing": 4 / 0.9, "ContrastIncreasing": 4 / 0.9, "ColorIncreasing": 4 / 0.9, "Hue": 10.0}
 THREE = ("Grey", "Solarize128", "Blur")
 THREE_JITTER = dict.fromkeys(("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing"), 3 / 0.9)
-AUTO_AUGMENT = (  # CIFAR-10's: name, probability, magnitude 0..9 (Cubuk et al. 2019); halves in order
-    (("Invert", 0.1, 0), ("ContrastIncreasing", 0.2, 6)),
-    (("Rotate", 0.7, 2), ("TranslateXRel", 0.3, 9)),
-    (("SharpnessIncreasing", 0.8, 1), ("SharpnessIncreasing", 0.9, 3)),
-    (("ShearY", 0.5, 8), ("TranslateYRel", 0.7, 9)),
-    (("AutoContrast", 0.5, 0), ("Equalize", 0.9, 0)),
-    (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
-    (("ColorIncreasing", 0.4, 3), ("BrightnessIncreasing", 0.6, 7)),
-    (("SharpnessIncreasing", 0.3, 9), ("BrightnessIncreasing", 0.7, 9)),
-    (("Equalize", 0.6, 0), ("Equalize", 0.5, 0)),
-    (("ContrastIncreasing", 0.6, 7), ("SharpnessIncreasing", 0.6, 5)),
-    (("ColorIncreasing", 0.7, 7), ("TranslateXRel", 0.5, 8)),
-    (("Equalize", 0.3, 0), ("AutoContrast", 0.4, 0)),
-    (("TranslateYRel", 0.4, 3), ("SharpnessIncreasing", 0.2, 6)),
-    (("BrightnessIncreasing", 0.9, 6), ("ColorIncreasing", 0.2, 8)),
-    (("SolarizeIncreasing", 0.5, 2), ("Invert", 0.0, 0)),
-    (("Equalize", 0.2, 0), ("AutoContrast", 0.6, 0)),
-    (("Equalize", 0.2, 0), ("Equalize", 0.6, 0)),
-    (("ColorIncreasing", 0.9, 9), ("Equalize", 0.6, 0)),
-    (("AutoContrast", 0.8, 0), ("SolarizeIncreasing", 0.2, 8)),
-    (("BrightnessIncreasing", 0.1, 3), ("ColorIncreasing", 0.7, 0)),
-    (("SolarizeIncreasing", 0.4, 5), ("AutoContrast", 0.9, 0)),
-    (("TranslateYRel", 0.9, 9), ("TranslateYRel", 0.7, 9)),
-    (("AutoContrast", 0.9, 0), ("SolarizeIncreasing", 0.8, 3)),
-    (("Equalize", 0.8, 0), ("Invert", 0.1, 0)),
-    (("TranslateYRel", 0.7, 9), ("AutoContrast", 0.9, 0)),
+AUTO_AUGMENT = tuple(  # torchvision's for CIFAR-10, 25 pairs: name, probability, magnitude 0..9 (Cubuk et al. 2019)
+    tuple((_of_ops(name), prob, magnitude or 0) for name, prob, magnitude in pair)
+    for pair in AutoAugment(AutoAugmentPolicy.CIFAR10).policies
 )
 
 
