@@ -214,18 +214,18 @@ def apply(policy: Policy, images: Tensor, params: dict[str, Tensor]) -> Tensor:
     _check(images, policy.mean)
     if any(len(value) != len(images) for value in params.values()):
         raise ValueError(f"params must describe {len(images)} images: slice every tensor as the images are")
-    box = _box(policy, len(images), images.shape[2:], params)
-    plan = _plan(policy, box, images.shape[2:], params)
-    there = _send(plan, images.device)
+    plan = _plan(policy, images.shape, params)
+    there = plan if images.device.type == "cpu" else _send(plan, images.device)
     if "flip" in there:  # first, for boxes and signs are symmetric: the distribution is the same
         some = there["flip"]
         images = images.index_copy(0, some, images.index_select(0, some).flip(-1))
-    if policy.order == "drawn":
-        out = _in_drawn_order(policy, images, box, params.get("op"), there)
-    else:
-        if "op" in params:
-            images = _operate(images, PHOTOMETRIC, params["op"], there)
-        out = _geometric(policy, images, there)
+    operations, drawn = PHOTOMETRIC, policy.order == "drawn"
+    if drawn:
+        images = _resized(policy, images, plan["box"])
+        operations = PHOTOMETRIC | {name: partial(_move, policy, code) for code, name in enumerate(GEOMETRIC)}
+    if "op" in params:
+        images = _operate(images, operations, params["op"], there)
+    out = _normalise(images, policy) if drawn else _geometric(policy, images, there)
     if "erase" in there:
         _erase(out, there, plan["erase"])
     if "cutout" in there:
@@ -273,17 +273,16 @@ def _constant(values: tuple, device: torch.device) -> Tensor:
 # What the device needs to know, in one copy: it is never asked, so that the CPU can run ahead of it.
 
 
-def _plan(policy: Policy, box: Tensor, shape: torch.Size, params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Small tensors, on the CPU.
+def _plan(policy: Policy, shape: torch.Size, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Small tensors, on the CPU, for images (B, C, H, W) of this shape.
 
+    box, window: as `_window` gives them.
     flip: the images to flip; cutout: as drawn.
     order, s, back: (K, B) for each slot, images sorted by operation, their s, and the way back to their order.
-    window: (B, 4) scale and centre of a crop, height before width, in coordinates -1..1 of the (padded) image.
-    corner: (B, 2) its top and left pixel.
     rows0, rows1, ...: the images with so many maps; affine1, ...: (n, maps, 2, 3) those, in order.
     erased, erase, seed: the images with a box, their boxes and seeds; the seeds' 32 bits as int32.
     """
-    plan, maps = {}, torch.zeros(len(box), dtype=torch.long)
+    plan, maps = _window(policy, shape, params), torch.zeros(shape[0], dtype=torch.long)
     if "flip" in params:
         plan["flip"] = params["flip"].nonzero()[:, 0]
     if "op" in params:
@@ -297,9 +296,6 @@ def _plan(policy: Policy, box: Tensor, shape: torch.Size, params: dict[str, Tens
         plan[f"rows{count}"] = rows = (maps == count).nonzero()[:, 0]
         if count:
             plan[f"affine{count}"] = params["affine"][rows][moves[rows]].view(-1, count, 2, 3)
-    if policy.crop != "none":
-        whole, plan["corner"] = _whole(policy, shape), box[:, :2]
-        plan["window"] = torch.cat([box[:, 2:] / whole, (2 * box[:, :2] + box[:, 2:]) / whole - 1], 1)
     if "erase" in params:
         plan["erased"] = rows = (params["erase"][:, 2] * params["erase"][:, 3]).nonzero()[:, 0]
         seed = params["seed"][rows]
@@ -309,32 +305,37 @@ def _plan(policy: Policy, box: Tensor, shape: torch.Size, params: dict[str, Tens
     return plan
 
 
+def _window(policy: Policy, shape: torch.Size, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of the (padded) image: (B, 4) top, left, height, width of the crop as `box`, in whole pixels.
+
+    `window`, absent where nothing is cut: (B, 4) its scale and centre, height before width, in coordinates -1..1.
+    """
+    whole = side = torch.tensor(shape[2:]).expand(shape[0], 2)
+    if policy.crop == "none":
+        return {"box": torch.cat([torch.zeros_like(side), side], 1)}
+    if policy.crop == "resized":
+        side = (params["box"][:, :2] * whole).round().long().clamp(min=1)
+    else:
+        whole = side + 2 * policy.pad
+    corner = _place(whole - side, params["box"][:, 2:])
+    window = torch.cat([side / whole, (2 * corner + side) / whole - 1], 1)
+    return {"box": torch.cat([corner, side], 1), "window": window}
+
+
 def _send(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The same on the device, by one copy."""
-    if device.type == "cpu" or not tensors:
-        return tensors
-    return _unpacked(tensors, sent(_packed(tensors), device))
+    """The same on the device, by one copy of 32 bit words: float32, or whole numbers of no more bits."""
+    words = [t.view(torch.int32) if t.dtype == torch.float32 else t.int() for t in tensors.values()]
+    parts = sent(torch.cat([word.flatten() for word in words]), device).split([word.numel() for word in words])
+    return {
+        name: (part.view(torch.float32) if t.dtype == torch.float32 else part.to(t.dtype)).view(t.shape)
+        for (name, t), part in zip(tensors.items(), parts, strict=True)
+    }
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A small tensor on its way to the device: on a GPU from pinned memory, so that nobody waits for the copy."""
     pinned = device.type == "cuda" and tensor.device.type == "cpu"
     return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
-
-
-def _packed(tensors: dict[str, Tensor]) -> Tensor:
-    """All in one, as int32: the values are whole numbers of no more bits, or float32."""
-    words = (t.view(torch.int32) if t.dtype == torch.float32 else t.int() for t in tensors.values())
-    return torch.cat([word.flatten() for word in words])
-
-
-def _unpacked(tensors: dict[str, Tensor], packed: Tensor) -> dict[str, Tensor]:
-    """The contents of `packed`, named, shaped and typed as `tensors`."""
-    parts = zip(tensors.items(), packed.split([t.numel() for t in tensors.values()]), strict=True)
-    return {
-        name: (part.view(torch.float32) if t.dtype == torch.float32 else part.to(t.dtype)).view(t.shape)
-        for (name, t), part in parts
-    }
 
 
 def _chunks(n: int, out: Tensor) -> list[slice]:
@@ -393,10 +394,10 @@ def _place(room: Tensor, where: Tensor) -> Tensor:
 # Photometric operations: uint8 (n, C, H, W) and s (n, 1, 1, 1) to uint8, as Pillow computes them.
 
 
-def _operate(images: Tensor, operations: dict[str, Callable], op: Tensor, sent: dict[str, Tensor]) -> Tensor:
+def _operate(images: Tensor, operations: dict[str, Callable], op: Tensor, there: dict[str, Tensor]) -> Tensor:
     """Slot after slot, each operation that is in `operations` on the images that drew it; `op` (B, K) on the CPU."""
     names = ("", *OPS)  # -1, for none, comes first
-    for codes, order, s, back in zip(op.t(), sent["order"], sent["s"], sent["back"], strict=True):
+    for codes, order, s, back in zip(op.t(), there["order"], there["s"], there["back"], strict=True):
         sizes = torch.bincount(codes + 1, minlength=len(names)).tolist()
         if not any(size and name in operations for size, name in zip(sizes, names, strict=True)):
             continue
@@ -542,53 +543,40 @@ def _affine(op: Tensor, s: Tensor) -> Tensor:
     return torch.stack([x, y], -2)
 
 
-def _whole(policy: Policy, shape: torch.Size) -> Tensor:
-    """(2,) height and width of the image that crops are cut from."""
-    return torch.tensor(shape) + (2 * policy.pad if policy.crop == "padded" else 0)
-
-
-def _box(policy: Policy, n: int, shape: torch.Size, params: dict[str, Tensor]) -> Tensor:
-    """(n, 4) top, left, height, width of the window, in whole pixels of the image (already padded)."""
-    side = torch.tensor(shape).expand(n, 2)
-    if policy.crop == "none":
-        return torch.cat([torch.zeros_like(side), side], 1)
-    if policy.crop == "resized":
-        side = (params["box"][:, :2] * side).round().long().clamp(min=1)
-    return torch.cat([_place(_whole(policy, shape) - side, params["box"][:, 2:]), side], 1)
-
-
 def _geometric(policy: Policy, images: Tensor, there: dict[str, Tensor]) -> Tensor:
     """Crop, sample what must be sampled, normalise: uint8 (B, C, H, W) to float32 (B, C, size, size)."""
-    shape, size, window = images.shape, policy.size, there.get("window")
+    shape, size, window, mode = images.shape, policy.size, there.get("window"), policy.interpolation
     straight = policy.crop != "resized" and tuple(shape[2:]) == (size, size)
-    separable = policy.crop == "resized" and policy.interpolation == "bicubic" and images.device.type == "cpu"
-    large = separable and size >= 4 * max(shape[2:])  # then maps sample the enlarged crop
+    separable = policy.crop == "resized" and mode == "bicubic" and images.device.type == "cpu"
+    large = separable and size >= 4 * max(shape[2:])
     if policy.crop == "padded":
         images = F.pad(images, [policy.pad] * 4)
     out = torch.empty(*shape[:2], size, size, device=images.device)
+    if large:  # maps then sample the enlarged crops
+        for part in _chunks(len(out), out):
+            out[part] = _enlarge(policy, images[part], window[part])
+        images, window, mode = out, None, "bilinear"
     for name in [name for name in there if name.startswith("rows")]:
         maps = there.get(name.replace("rows", "affine"))
-        for part in _chunks(len(there[name]), out):
+        for part in _chunks(0 if large and maps is None else len(there[name]), out):
             rows, affine, outside = there[name][part], None if maps is None else maps[part], None
             some, view = images.index_select(0, rows), None if window is None else window[rows]
             if straight and affine is None:  # whole shifts are copied, not sampled
-                made = _normalise(some if view is None else _shift(some, there["corner"][rows], size), policy)
-            elif large or (separable and affine is None and policy.ops):  # without operations `_sample` is fast enough
+                made = _normalise(some if view is None else _shift(some, there["box"][rows], size), policy)
+            elif separable and affine is None and policy.ops:  # without operations `_sample` is fast enough
                 made = _enlarge(policy, some, view)
-                if affine is not None:
-                    made, outside = _sample(made, size, affine, None, "bilinear")
             else:
-                pixels, outside = _sample(some, size, affine, view, policy.interpolation)
-                made = _normalise(pixels.clamp_(0, 255), policy)
+                made, outside = _sample(some, size, affine, view, mode)
+                made = made if large else _normalise(made.clamp_(0, 255), policy)
             if outside is not None:
                 made.mul_(~outside)  # 0 is the mean; masked_fill_ takes 6 times as long
             out.index_copy_(0, rows, made)
     return out
 
 
-def _shift(images: Tensor, corner: Tensor, size: int) -> Tensor:
-    """The window of `size` at each image's top and left pixel."""
-    top, left = corner.unbind(1)
+def _shift(images: Tensor, box: Tensor, size: int) -> Tensor:
+    """The window of `size` at each box's top and left pixel."""
+    top, left = box[:, :2].unbind(1)
     return images.unfold(2, size, 1).unfold(3, size, 1)[torch.arange(len(images), device=images.device), :, top, left]
 
 
@@ -651,21 +639,17 @@ def _taps(centres: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return near.long().clamp(0, length - 1), torch.where(away <= 1, inner, outer)
 
 
-# timm's order, for comparison: crop and resize, then slot after slot.
+# timm's order: crop and resize, then slot after slot.
 
 
-def _in_drawn_order(policy: Policy, images: Tensor, box: Tensor, op: Tensor | None, sent: dict[str, Tensor]) -> Tensor:
-    """uint8 (B, C, H, W) to float32 (B, C, size, size), whole levels after each step; box and op on the CPU."""
+def _resized(policy: Policy, images: Tensor, box: Tensor) -> Tensor:
+    """The crops, antialiased, in whole levels: uint8 (B, C, H, W) to (B, C, size, size); `box` on the CPU."""
     if policy.crop == "padded":
         images = F.pad(images, [policy.pad] * 4)
     windows = zip(images.split(1), box.tolist(), strict=True)
     crops = [image[:, :, top : top + height, left : left + width] for image, (top, left, height, width) in windows]
     resize = partial(F.interpolate, size=(policy.size,) * 2, mode=policy.interpolation, antialias=True)
-    images = (torch.cat([resize(crop.float()) for crop in crops]) + 0.5).clamp_(0, 255).to(torch.uint8)
-    if op is not None:
-        moves = {name: partial(_move, policy, code) for code, name in enumerate(GEOMETRIC)}
-        images = _operate(images, PHOTOMETRIC | moves, op, sent)
-    return _normalise(images, policy)
+    return (torch.cat([resize(crop.float()) for crop in crops]) + 0.5).clamp_(0, 255).to(torch.uint8)
 
 
 def _move(policy: Policy, code: int, images: Tensor, s: Tensor) -> Tensor:
@@ -677,14 +661,14 @@ def _move(policy: Policy, code: int, images: Tensor, s: Tensor) -> Tensor:
     return torch.where(outside, fill[:, None, None], pixels).to(torch.uint8)
 
 
-def _erase(out: Tensor, sent: dict[str, Tensor], box: Tensor) -> None:
+def _erase(out: Tensor, there: dict[str, Tensor], box: Tensor) -> None:
     """Overwrite the boxes of some images with standard normal noise of each one's own seed, in place."""
     channel = out.stride(1) * torch.arange(out.shape[1], dtype=torch.int32, device=out.device)[:, None]
     for part in _chunks(len(box), out):
-        image, row, column = _pixels(sent["erase"][part], box[part])
+        image, row, column = _pixels(there["erase"][part], box[part])
         position = channel + row * out.shape[3] + column  # (C, pixels), in an image
-        noise = _noise(sent["seed"][part][image], position)
-        out.view(-1).scatter_(0, (position + sent["erased"][part][image] * out.stride(0)).flatten(), noise)
+        noise = _noise(there["seed"][part][image], position)
+        out.view(-1).scatter_(0, (position + there["erased"][part][image] * out.stride(0)).flatten(), noise)
 
 
 def _pixels(box: Tensor, on_cpu: Tensor) -> tuple[Tensor, Tensor, Tensor]:

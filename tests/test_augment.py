@@ -207,7 +207,7 @@ def test_the_drawn_order_is_timms_pipeline(mode, tolerance, monkeypatch):
     policy = augment.strong(64, GREY, (1.0,) * 3, op_prob=1.0, erase=0.0, interpolation=mode, order="drawn")
     out, params = run(policy, images, seed=3)
     fast = augment.apply(replace(policy, order="fast"), images, params)
-    drawn = params | {"window": augment._box(policy, len(images), (48, 48), params)}
+    drawn = params | {"window": augment._window(policy, images.shape, params)["box"]}
     each = [{key: value[i] for key, value in drawn.items()} for i in range(len(images))]
     theirs = [timm_pipeline(policy, image, d, monkeypatch) for image, d in zip(images, each, strict=True)]
     gap, fast_gap = ((levels(o) + 128 - torch.stack(theirs)).abs().flatten(1).mean(1) for o in (out, fast))
@@ -299,7 +299,7 @@ def test_one_of_three_then_a_jitter_of_three_tenths():
 def test_crops_have_torchvisions_scale_and_ratio():
     n, policy = 20_000, augment.Policy(32, *PLAIN, crop="resized")
     box = augment.draw(policy, n, torch.Generator().manual_seed(2))["box"]
-    mine = augment._box(policy, n, (32, 32), {"box": box}).double()
+    mine = augment._window(policy, (n, 3, 32, 32), {"box": box})["box"].double()
     crop, image = RandomResizedCropAndInterpolation(32), Image.new("RGB", (32, 32))
     theirs = torch.tensor([crop.get_params(image, crop.scale, crop.ratio) for _ in range(4_000)]).double()
     assert (mine[:, :2] >= 0).all() and (mine[:, :2] + mine[:, 2:] <= 32).all()
@@ -429,8 +429,7 @@ def test_crops_enlarged_on_a_cpu_are_grid_samples(source, size):
     images, policy = pictures(24, source), augment.strong(size, *PLAIN, erase=0.0, flip=0.0)
     params = augment.draw(policy, 24, torch.Generator().manual_seed(1))
     params["op"] = params["op"].where(params["op"] < len(augment.GEOMETRIC), -1)
-    box = augment._box(policy, 24, images.shape[2:], params)
-    plan = augment._plan(policy, box, images.shape[2:], params)
+    plan = augment._plan(policy, images.shape, params)
     out = levels(augment.apply(policy, images, params))
     pixels, outside = augment._sample(images, size, params["affine"], plan["window"], "bicubic")
     gap = (out - pixels.clamp(0, 255).masked_fill(outside, 0)).abs()
@@ -441,7 +440,7 @@ def test_crops_enlarged_on_a_cpu_are_grid_samples(source, size):
 def test_crops_of_strong_at_the_sources_size_are_grid_samples():
     images, policy = pictures(24), augment.strong(32, *PLAIN, erase=0.0, flip=0.0, op_prob=0.0)
     params = augment.draw(policy, 24, torch.Generator().manual_seed(1))
-    window = augment._plan(policy, augment._box(policy, 24, (32, 32), params), (32, 32), params)["window"]
+    window = augment._window(policy, images.shape, params)["window"]
     pixels, _ = augment._sample(images, 32, None, window, "bicubic")
     assert torch.allclose(levels(augment.apply(policy, images, params)), pixels.clamp(0, 255), atol=1e-3)
 
@@ -499,11 +498,11 @@ def test_no_operation_asks_the_device(name):
 
 
 def test_what_is_sent_arrives_unchanged():
-    """By way of another device, as 32 bit words: the CPU's own branch copies nothing."""
+    """In 32 bit words; `apply` itself sends nothing to a CPU."""
     policy = augment.strong(32, *PLAIN, erase=1.0)
     params = augment.draw(policy, 9, torch.Generator().manual_seed(2))
-    plan = augment._plan(policy, augment._box(policy, 9, (32, 32), params), (32, 32), params)
-    back = augment._unpacked(plan, augment._packed(plan))
+    plan = augment._plan(policy, (9, 3, 32, 32), params)
+    back = augment._send(plan, torch.device("cpu"))
     assert back.keys() == plan.keys()
     assert all(torch.equal(plan[key], back[key]) and plan[key].dtype == back[key].dtype for key in plan)
 
