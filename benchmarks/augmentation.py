@@ -68,14 +68,14 @@ def pictures(count: int) -> tuple[Tensor, str]:
 def compare(policy: augment.Policy, theirs: Callable, pixels: Tensor, repeats: int) -> dict[str, float]:
     """Images a second of both, their ratio, and how much of our time `draw` takes; medians over rounds."""
     generator, count, rounds = torch.Generator().manual_seed(0), len(pixels), []
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
     for _ in range(repeats + 2):
         times = [time.process_time()]
         params = augment.draw(policy, count, generator)
         times.append(time.process_time())
         augment.apply(policy, pixels, params)
         times.append(time.process_time())
-        torch.stack([theirs(picture) for picture in pictures])
+        torch.stack([theirs(image) for image in images])
         times.append(time.process_time())
         rounds.append(np.diff(times))
     drawn, applied, pil = np.array(rounds[2:]).T  # the first two warm up

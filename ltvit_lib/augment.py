@@ -14,9 +14,8 @@ for speed:
 2. Rotation, shear, translation and crop compose into one affine map, sampled once; they resample at each.
    What an operation moves in from outside the crop is the dataset mean, as in timm.
 
-`Policy.order = "drawn"` switches both off. `apply` never asks the device, and sends it all it needs in one copy, so
-that a GPU is not waited for. On a CPU, outputs of at least four times the source's side enlarge the crop first, and
-maps then sample it linearly: within a few grey levels of the one sampling, .1 on average.
+`Policy.order = "drawn"` switches both off. On a CPU, outputs of at least four times the source's side enlarge the
+crop first, and maps then sample it linearly: within a few grey levels of the one sampling, .1 on average.
 
 Sampling does not antialias, so keep sources within about 1.5 times the model's size (crops smaller than the
 model's input, as CIFAR's always are, need none). Bicubic has torch's a = -.75; Pillow and `evaluate` have -.5.
@@ -270,7 +269,7 @@ def _constant(values: tuple, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-# What the device needs to know, in one copy: it is never asked, so that the CPU can run ahead of it.
+# What the device needs to know, in one copy: it is never asked, so that the CPU can run ahead of a GPU.
 
 
 def _plan(policy: Policy, shape: torch.Size, params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -286,7 +285,7 @@ def _plan(policy: Policy, shape: torch.Size, params: dict[str, Tensor]) -> dict[
     if "flip" in params:
         plan["flip"] = params["flip"].nonzero()[:, 0]
     if "op" in params:
-        op, plan["order"] = params["op"].t().sort(stable=True)
+        plan["order"] = params["op"].t().argsort(stable=True)
         plan["s"] = (params["level"] / 10).t().gather(1, plan["order"])
         plan["back"] = plan["order"].argsort()
     if "affine" in params:

@@ -47,15 +47,14 @@ def _colour(method: str, index: int = 0) -> str:
     return COLOURS.get(method, spare[index % len(spare)])
 
 
-def plot_counts(counts: dict[str, Sequence[int]], ax: Axes | None = None, log: bool = True) -> Axes:
+def plot_counts(counts: dict[str, Sequence[int]], ax: Axes | None = None) -> Axes:
     """Training images of each class, one line a data set; classes in order of frequency."""
     ax = _axes(ax)
     for name, values in counts.items():
         ordered = sorted(values, reverse=True)
         ax.plot(np.linspace(0, 1, len(ordered)), ordered, marker="o" if len(ordered) <= 20 else None, ms=4, label=name)
-    if log:
-        ax.set_yscale("log")
     ax.set(xlabel="class, from most to least frequent (as a share of all classes)", ylabel="training images")
+    ax.set_yscale("log")
     ax.legend(frameon=False)
     return ax
 
@@ -145,15 +144,14 @@ def plot_result(shots: pd.DataFrame, answers: Tensor, targets: Tensor, classes: 
     return fig
 
 
-def show_images(rows: dict[str, Tensor], titles: Sequence[str] = (), scale: float = 0.9) -> Figure:
+def show_images(rows: dict[str, Tensor], titles: Sequence[str] = ()) -> Figure:
     """A grid of images, one labelled row an entry; each (n, channels, H, W), in 0..1 or uint8."""
     count = max(len(images) for images in rows.values())
-    fig, axes = plt.subplots(len(rows), count, figsize=(count * scale + 1.1, len(rows) * scale + 0.2), squeeze=False,
-                             layout="constrained")  # fmt: skip
+    inches = (0.9 * count + 1.1, 0.9 * len(rows) + 0.2)
+    fig, axes = plt.subplots(len(rows), count, figsize=inches, squeeze=False, layout="constrained")
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for ax in line:
-            ax.set_xticks([])
-            ax.set_yticks([])
+            ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         for ax, image in zip(line, images, strict=False):
             pixels = (image.float() / 255 if not image.is_floating_point() else image).clamp(0, 1).permute(1, 2, 0)
