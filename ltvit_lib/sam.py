@@ -61,17 +61,15 @@ def still_statistics(model: nn.Module) -> Iterator[None]:
     For SAM's second pass: the averages then describe the weights that are kept, not the worse ones nearby. The
     teachers of DeiT-LT let both passes update them (Saddle-LongTail).
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    saved = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in layers]
+    kinds = nn.modules.batchnorm._BatchNorm
+    layers = [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
     for m in layers:
-        m.momentum = 0.0
+        m.track_running_stats = False
     try:
         yield
     finally:
-        for m, (momentum, seen) in zip(layers, saved, strict=True):
-            m.momentum = momentum
-            if seen is not None:
-                m.num_batches_tracked.copy_(seen)
+        for m in layers:
+            m.track_running_stats = True
 
 
 def sharpness(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], rho: float) -> float:
