@@ -33,18 +33,16 @@ def paco_loss(
     contrast_target: Tensor,
     prior: Tensor,
     alpha: float = 0.01,
-    beta: float = 1.0,
     gamma: float = 1.0,
     temperature: float = 0.05,
-    supt: float = 1.0,
 ) -> Tensor:
     """Cross-entropy over centres and samples together, averaged over a query's positives (Cui et al. 2021).
 
-        a_ic = (z_ic + log pi_c) / supt,    s_ij = q_i . x_j / T,    x = [query; contrast] without i itself
+        a_ic = z_ic + log pi_c,    s_ij = q_i . x_j / T,    x = [query; contrast] without i itself
         S_i  = log(sum_c e^a_ic + gamma * sum_j e^s_ij)
-        L    = mean_i S_i - (beta * a_iy + alpha * sum_j [y_j = y_i] s_ij) / (beta + alpha * sum_j [y_j = y_i])
+        L    = mean_i S_i - (a_iy + alpha * sum_j [y_j = y_i] s_ij) / (1 + alpha * sum_j [y_j = y_i])
 
-    With alpha = gamma = 0 and supt = 1 this is Bal-CE. Defaults are those of CIFAR-100-LT.
+    With alpha = gamma = 0 this is Bal-CE. Defaults are those of CIFAR-100-LT.
 
     Args:
         class_logits: (B, C) of the queries.
@@ -53,30 +51,30 @@ def paco_loss(
         target: (B,) int64.
         contrast_target: (M,) int64; a row labelled -1 attracts nobody and repels everybody.
         prior: (C,) training frequencies, all positive.
-        alpha, beta: weight of a sample, and of the own centre, among the positives.
+        alpha: weight of a sample among the positives; the own centre's is 1.
         gamma: weight of the samples in the denominator.
         temperature: T of the samples; centres have none of it.
-        supt: divides the centres' logits.
 
-    The released code adds 1e-9 to pi and 1e-12 to the sum, and multiplies by T / T_base, which it sets to 1.
+    The released code adds 1e-9 to pi and 1e-12 to the sum. Its factors beta (the centre's weight), 1 / supt (on a) and
+    T / T_base are 1 unless told otherwise, and 1 here.
 
     Raises:
         ValueError: shapes that do not fit, or a weight out of range.
     """
     _check(class_logits, query, contrast, target, contrast_target, prior)
-    if not (alpha >= 0 and beta > 0 and gamma >= 0):
-        raise ValueError(f"alpha {alpha}, beta {beta}, gamma {gamma}: give alpha, gamma >= 0 and beta > 0")
-    if not (temperature > 0 and supt > 0):
-        raise ValueError(f"temperature {temperature}, supt {supt}: give positive numbers")
+    if not (alpha >= 0 and gamma >= 0 and temperature > 0):
+        raise ValueError(
+            f"alpha {alpha}, gamma {gamma}, temperature {temperature}: give alpha, gamma >= 0 and temperature > 0"
+        )
     class_logits, query = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (class_logits, query))
-    centres = (class_logits + logit_bias_ce(prior).to(class_logits)) / supt  # (B, C)
+    centres = class_logits + logit_bias_ce(prior).to(class_logits)  # (B, C)
     samples = query @ torch.cat([query, contrast.to(query)]).T / temperature  # (B, B + M)
     itself = torch.eye(*samples.shape, dtype=torch.bool, device=query.device)
     same = ((target[:, None] == torch.cat([target, contrast_target])) & ~itself).to(samples)  # 1 where positive
     others = (samples + (math.log(gamma) if gamma else -math.inf)).masked_fill(itself, -math.inf)
     total = torch.cat([centres, others], 1).logsumexp(1)  # (B,)
-    attraction = beta * centres.gather(1, target[:, None])[:, 0] + alpha * (samples * same).sum(1)
-    return (total - attraction / (beta + alpha * same.sum(1))).mean()
+    attraction = centres.gather(1, target[:, None])[:, 0] + alpha * (samples * same).sum(1)
+    return (total - attraction / (1 + alpha * same.sum(1))).mean()
 
 
 def _check(class_logits, query, contrast, target, contrast_target, prior) -> None:

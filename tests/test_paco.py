@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 PRIOR = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
-WEIGHTS = dict(alpha=0.3, beta=0.8, gamma=0.7, temperature=0.2, supt=1.5)
+WEIGHTS = dict(alpha=0.3, gamma=0.7, temperature=0.2)
 
 
 def case(rng, queries: int = 6, others: int = 9) -> dict[str, Tensor]:
@@ -39,14 +39,14 @@ def case(rng, queries: int = 6, others: int = 9) -> dict[str, Tensor]:
     }
 
 
-def by_loop(class_logits, query, contrast, target, contrast_target, prior, alpha, beta, gamma, temperature, supt):
+def by_loop(class_logits, query, contrast, target, contrast_target, prior, alpha, gamma, temperature):
     """The mean over a query's weighted positives of -log(e^score / denominator), a pair at a time."""
     total = 0.0
     for i in range(len(query)):
         scores, weights, shares = [], [], []  # of the positives: log-score, weight; of all: part of the denominator
         for c in range(len(prior)):
-            score = (class_logits[i, c].item() + math.log(prior[c])) / supt
-            scores.append(score), weights.append(beta * (target[i].item() == c)), shares.append(math.exp(score))
+            score = class_logits[i, c].item() + math.log(prior[c])
+            scores.append(score), weights.append(float(target[i].item() == c)), shares.append(math.exp(score))
         for j in range(len(query) + len(contrast)):
             if j == i:
                 continue
@@ -67,7 +67,7 @@ def by_loop(class_logits, query, contrast, target, contrast_target, prior, alpha
 @pytest.mark.parametrize("queries, others", [(6, 9), (6, 0), (1, 4), (1, 0)])
 def test_the_loss_is_the_loops(rng, queries, others):
     given = case(rng, queries, others)
-    for weights in (WEIGHTS, dict(alpha=0.01, beta=1.0, gamma=1.0, temperature=0.05, supt=1.0), WEIGHTS | {"gamma": 0}):
+    for weights in (WEIGHTS, dict(alpha=0.01, gamma=1.0, temperature=0.05), WEIGHTS | {"gamma": 0}):
         assert paco_loss(**given, **weights).item() == pytest.approx(by_loop(**given, **weights), rel=1e-10)
 
 
@@ -75,7 +75,7 @@ def test_two_alike_and_one_other_by_hand():
     """Equal centres: each of a pair has own centre and partner; the third its centre alone. cos 1, 0; T = 1."""
     query = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     logits, target = torch.zeros(3, 2), torch.tensor([0, 0, 1])
-    loss = paco_loss(logits, query, query[:0], target, target[:0], torch.tensor([0.5, 0.5]), 1, 1, 1, 1.0)
+    loss = paco_loss(logits, query, query[:0], target, target[:0], torch.tensor([0.5, 0.5]), 1, 1, 1.0)
     centre = math.log(0.5)
     of_pair = math.log(1 + math.e + 1) - (centre + 1) / 2  # both centres together: 1; partner e; other 1
     assert loss.item() == pytest.approx((2 * of_pair + math.log(3) - centre) / 3, rel=1e-6)
@@ -94,7 +94,7 @@ def test_gradients(rng):
 
 def test_centres_alone_are_bal_ce(rng):
     given = case(rng)
-    loss = paco_loss(**given, **WEIGHTS | {"alpha": 0.0, "gamma": 0.0, "supt": 1.0})
+    loss = paco_loss(**given, **WEIGHTS | {"alpha": 0.0, "gamma": 0.0})
     torch.testing.assert_close(loss, losses.balanced_ce(given["class_logits"], given["target"], PRIOR))
 
 
@@ -133,9 +133,8 @@ def test_bad_input_is_refused_in_one_sentence(rng):
         ({"target": F.one_hot(given["target"])}, "target: .* none of them soft"),
         ({"contrast_target": given["contrast_target"][:8]}, "contrast_target: .* each row"),
         ({"prior": PRIOR[:3]}, "prior: .* each column"),
-        ({"beta": 0.0}, "beta > 0"),
         ({"alpha": -1.0}, "alpha, gamma >= 0"),
-        ({"temperature": 0.0}, "positive"),
+        ({"temperature": 0.0}, "temperature > 0"),
     ]:
         refused(lambda wrong=wrong: paco_loss(**given | wrong), fix)
 
