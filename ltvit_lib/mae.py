@@ -62,12 +62,8 @@ class MaskedAutoencoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
         self.register_buffer("decoder_position", sincos_position(grid, decoder_width, prefix), persistent=False)
         norm = partial(nn.LayerNorm, eps=1e-6)
-        self.decoder_blocks = nn.Sequential(
-            *(
-                vision_transformer.Block(decoder_width, decoder_heads, qkv_bias=True, norm_layer=norm)
-                for _ in range(decoder_depth)
-            )
-        )
+        block = partial(vision_transformer.Block, decoder_width, decoder_heads, qkv_bias=True, norm_layer=norm)
+        self.decoder_blocks = nn.Sequential(*(block() for _ in range(decoder_depth)))
         self.decoder_norm = norm(decoder_width)
         self.decoder_head = nn.Linear(decoder_width, self.patch_size**2 * channels)
         self._initialise()
