@@ -7,8 +7,6 @@ from ltvit_lib import data, jobs, optim, recipes, runs, train
 
 import timing
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch.nn import functional as F
 
 PARTS = ("data", "teacher", "forward", "backward", "optimiser", "rest")
@@ -28,8 +26,7 @@ class Stepper:
 
     def __init__(self, recipe: recipes.Recipe, split: data.Split, teacher: runs.Run | None = None):
         torch.manual_seed(0)
-        AcceleratorState._reset_state()  # shared by the whole process, and another scale may have another precision
-        self.accelerator = Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision])
+        self.accelerator = train.accelerator_for(recipe)
         self.recipe, self.device = recipe, self.accelerator.device
         self.job = jobs.JOBS[recipe.kind](recipe, split, self.device, teacher)
         model = jobs.placed(self.job.build(), recipe.model, self.device)

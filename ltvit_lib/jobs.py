@@ -19,7 +19,7 @@ from ltvit_lib import augment, losses, metrics, models, recipes
 from ltvit_lib.augment import sent
 from ltvit_lib.data import STATISTICS, Images, Split
 from ltvit_lib.files import CHUNK, Files, draw_crops, prefetched
-from ltvit_lib.longtail import drw_weights, prior
+from ltvit_lib.longtail import effective_number_weights, prior
 from ltvit_lib.mae import MaskedAutoencoder
 from ltvit_lib.paco import PaCo, gathered, paco_loss, plain_weights
 from ltvit_lib.recipes import Contrast, Distil, Finetune, Pretrain, Recipe, Teacher
@@ -95,14 +95,17 @@ class Job(ABC):
             )
         policy = recipes.POLICIES[recipe.policy]
         self.policy = policy(recipe.image_size, self.mean, self.std, **recipe.policy_options)
-        self.second_policy: augment.Policy | None = None  # of a second view of each image
-        self.mix: Mixup | None = None  # of this epoch
-        self.sam_rho = 0.0  # of this epoch
+        self.policies = [self.policy]  # one for each view of an image that a step needs
+        # of this epoch
+        self.mix: Mixup | None = None
+        self.smoothing = 0.0  # of labels that are not mixed
+        self.weight: Tensor | None = None  # (C,) class weights, on the device
+        self.sam_rho = 0.0
 
     def build(self) -> nn.Module:
         """A fresh model."""
         recipe, options = self.recipe, dict(num_classes=self.num_classes, in_chans=self.channels)
-        if recipe.model.startswith("resnet") and recipe.model.endswith("_cifar"):
+        if recipe.model.endswith("_cifar"):
             options |= {k: getattr(recipe, k) for k in ("normed", "width") if hasattr(recipe, k)}
             return models.create(recipe.model, **options)
         if isinstance(recipe, Teacher):
@@ -123,13 +126,12 @@ class Job(ABC):
         """Loads the weights that the recipe's `init` left: a masked autoencoder's encoder."""
         models.load_encoder(model, path)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Sets class weights, mixing and smoothing for this epoch; here: nothing is mixed."""
-        self.mix = None
+    def start_epoch(self, epoch: int) -> None:  # noqa: B027
+        """Sets what an epoch has of its own: mixing, smoothing, class weights, SAM's radius; here: nothing."""
 
     def prepare(self, batch: Batch) -> None:
         """Fills in what the loss needs beside images and targets, and the mass of each of its terms."""
-        batch.mass = {"loss": _mass(batch.labels)}
+        batch.mass = {"loss": _mass(batch.target, self.weight)}
 
     def finish_step(self, model: nn.Module, batches: list[Batch]) -> None:  # noqa: B027, a hook that few need
         """What follows the optimiser's step; here: nothing."""
@@ -137,6 +139,13 @@ class Job(ABC):
     def end_epoch(self, model: nn.Module) -> dict[str, float]:
         """Further columns of metrics.csv; here: none."""
         return {}
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """Up to 512 training images as they are, (n, channels, S, S) normalised on the device, and their labels."""
+        train = self.split.train
+        some = torch.linspace(0, len(train) - 1, 512).long().unique()
+        images = augment.evaluate(train.images[some].to(self.device), self.recipe.image_size, self.mean, self.std)
+        return images, train.targets[some]
 
     @abstractmethod
     def terms(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -175,8 +184,6 @@ class FinetuneJob(Job):
         self.needs_features = "features" in inspect.signature(self.function).parameters
         self.features: Tensor | None = None  # (b, D) that the classifier saw last, for a loss that asks for them
         self.listening = False  # whether the classifier leaves them here
-        self.weight: Tensor | None = None  # (C,) class weights of this epoch, on the device
-        self.smoothing = recipe.smoothing  # of this epoch
         self.warming = False  # plain cross-entropy, this epoch
 
     def build(self) -> nn.Module:
@@ -202,27 +209,16 @@ class FinetuneJob(Job):
         models.load_weights(model, weights, allow_missing=("head",), where=path)
 
     def start_epoch(self, epoch: int) -> None:
-        self.warming = epoch < self.recipe.loss_epoch
-        recipe, start = self.recipe, self.recipe.drw_epoch
-        deferred = start is not None and epoch >= start
-        counts = torch.tensor(self.split.counts, dtype=torch.float32)  # on the CPU, where they are checked
-        weight = drw_weights(counts, epoch, start, getattr(recipe, "beta", 0.9999)) if deferred else None
-        self.weight = None if weight is None else sent(weight, self.device)
+        recipe, self.weight = self.recipe, None
+        self.warming = epoch < recipe.loss_epoch
+        if recipe.drw_epoch is not None and epoch >= recipe.drw_epoch:
+            counts = torch.tensor(self.split.counts, dtype=torch.float32)  # on the CPU, where they are checked
+            self.weight = sent(effective_number_weights(counts, getattr(recipe, "beta", 0.9999)), self.device)
         self.smoothing = recipe.smoothing
         rho = getattr(recipe, "sam_rho", 0.0)
         self.sam_rho = rho[sum(epoch >= e for e in recipe.sam_epochs)] if isinstance(rho, tuple) else rho
         smoothing = dict(label_smoothing=recipe.smoothing, num_classes=self.num_classes)
-        mixes = recipe.mixup > 0 or recipe.cutmix > 0
-        self.mix = Mixup(recipe.mixup, recipe.cutmix, **smoothing) if mixes else None
-
-    def smoothed(self, labels: Tensor) -> Tensor:
-        """Targets of images that are not mixed: labels, or (b, C) with 1 - e + e / C on the label, as timm."""
-        if not self.smoothing:
-            return labels
-        return F.one_hot(labels, self.num_classes) * (1 - self.smoothing) + self.smoothing / self.num_classes
-
-    def prepare(self, batch: Batch) -> None:
-        batch.mass = {"loss": _mass(batch.target, self.weight)}
+        self.mix = Mixup(recipe.mixup, recipe.cutmix, **smoothing) if recipe.mixes else None
 
     def loss(self, logits: Tensor, batch: Batch, **options) -> Tensor:
         """The recipe's loss, or plain cross-entropy before its `loss_epoch`."""
@@ -262,7 +258,7 @@ class ContrastJob(FinetuneJob):
 
     def __init__(self, recipe: Contrast, split: Split, device: torch.device, teacher: Run | None = None):
         super().__init__(recipe, split, device)
-        self.second_policy = recipes.POLICIES[recipe.key_policy](recipe.image_size, self.mean, self.std)
+        self.policies.append(recipes.POLICIES[recipe.key_policy](recipe.image_size, self.mean, self.std))
 
     def build(self) -> nn.Module:
         r = self.recipe
@@ -294,7 +290,7 @@ class DistilJob(FinetuneJob):
     def __init__(self, recipe: Distil, split: Split, device: torch.device, teacher: Run | Path | None = None):
         super().__init__(recipe, split, device)
         if recipe.teacher_policy is not None:
-            self.second_policy = recipes.POLICIES[recipe.teacher_policy](recipe.image_size, self.mean, self.std)
+            self.policies.append(recipes.POLICIES[recipe.teacher_policy](recipe.image_size, self.mean, self.std))
         theirs = teacher.recipe if isinstance(teacher, Run) else recipes.get(recipe.teacher)
         maker = FinetuneJob(theirs, split, device)
         if isinstance(teacher, Run):
@@ -353,10 +349,8 @@ class DistilJob(FinetuneJob):
 
         The released code logs the cosine on augmented batches instead, while stochastic depth is on.
         """
-        train, some = self.split.train, torch.linspace(0, len(self.split.train) - 1, 512).long().unique()
-        images = augment.evaluate(train.images[some].to(self.device), self.recipe.image_size, self.mean, self.std)
         training = model.training
-        tokens = model.eval().forward_features(images)
+        tokens = model.eval().forward_features(self.sample()[0])
         model.train(training)
         return {"cosine_distance": round(metrics.cosine_distance(tokens[:, 0], tokens[:, 1]), 5)}
 
@@ -375,11 +369,9 @@ class DistilJob(FinetuneJob):
 @torch.no_grad()
 def _same_classes(teacher: nn.Module, job: Job, path: Path) -> None:
     """Refuses a foreign teacher that knows the training images no better than its most frequent answer would."""
-    part = job.split.train
-    some = torch.linspace(0, len(part) - 1, 512).long().unique()
-    images = augment.evaluate(part.images[some].to(job.device), job.recipe.image_size, job.mean, job.std)
-    right = (teacher.eval()(images).argmax(1).cpu() == part.targets[some]).double().mean().item()
-    most = part.targets[some].bincount().max().item() / len(some)
+    images, labels = job.sample()
+    right = (teacher.eval()(images).argmax(1).cpu() == labels).double().mean().item()
+    most = labels.bincount().max().item() / len(labels)
     if right <= most:
         raise ValueError(
             f"the teacher in {path} answers {right:.0%} of the training images right, no more than one class alone "
@@ -449,7 +441,7 @@ def make_batches(
         pieces: positions in `chosen` of each micro-batch, from `parts`.
         decoded: what `decoded_steps` gives for this step; None: images in files are decoded here.
     """
-    policies = _policies(job)
+    policies = job.policies
     if isinstance(pixels.images, Files):
         decoded = decoded or [_crops(pixels.images, policies, chosen, seeds, piece) for piece in pieces]
         policies = [replace(p, crop="none") if p.crop == "resized" else p for p in policies]  # cut already
@@ -471,18 +463,13 @@ def make_batches(
         if job.mix is not None:
             with _numpy_seed(random_seed(*seeds, "mix")):  # the same draw for every piece
                 images, target = job.mix(images, labels)
-        elif isinstance(job, FinetuneJob):
-            target = job.smoothed(labels)
-        batch = Batch(images, labels, target, None if noise is None else sent(noise[piece], job.device))
-        batch.second_view = second[0] if second else None
+        elif job.smoothing:  # (b, C), 1 - e + e / C on the label, as timm
+            target = F.one_hot(labels, job.num_classes) * (1 - job.smoothing) + job.smoothing / job.num_classes
+        hidden = None if noise is None else sent(noise[piece], job.device)
+        batch = Batch(images, labels, target, hidden, second_view=second[0] if second else None)
         job.prepare(batch)
         batches.append(batch)
     return batches
-
-
-def _policies(job: Job) -> list[augment.Policy]:
-    """One for each view of an image that a step needs."""
-    return [job.policy] if job.second_policy is None else [job.policy, job.second_policy]
 
 
 # --- images in files -------------------------------------------------------------------------------------------
@@ -501,22 +488,18 @@ def decoded_steps(job: Job, seed: int, pieces: list[Tensor], steps: range) -> It
     make = _Decoder(job, seed, [chunk for piece in chunks for chunk in piece])
     items = range(steps.start * len(make.chunks), steps.stop * len(make.chunks))
     with contextlib.closing(prefetched(make, items)) as flow:
+        moved = ([view.to(job.device, non_blocking=True) for view in views] for views in flow)
         for _ in steps:
             yield [
-                [torch.cat(view) for view in zip(*(_moved(next(flow), job.device) for _ in piece), strict=True)]
-                for piece in chunks
+                [torch.cat(view) for view in zip(*itertools.islice(moved, len(piece)), strict=True)] for piece in chunks
             ]
-
-
-def _moved(views: list[Tensor], device: torch.device) -> list[Tensor]:
-    return [view.to(device, non_blocking=True) for view in views]
 
 
 class _Decoder:
     """Makes the crops of one chunk of a run's images; chunks are counted from the run's start. Goes to processes."""
 
     def __init__(self, job: Job, seed: int, chunks: list[Tensor]):
-        self.images, self.recipe, self.policies = job.split.train, job.recipe, _policies(job)
+        self.images, self.recipe, self.policies = job.split.train, job.recipe, job.policies
         self.seed, self.chunks, self.steps = seed, chunks, len(self.images) // job.recipe.batch_size
         self.epoch, self.order = -1, None
 

@@ -19,16 +19,7 @@ from timm.optim import list_optimizers
 from torch import Tensor
 
 POLICIES = {
-    f.__name__: f
-    for f in (
-        augment.weak,
-        augment.strong,
-        augment.three,
-        augment.mgp,
-        augment.geometric,
-        augment.paco_query,
-        augment.paco_key,
-    )  # fmt: skip
+    name: getattr(augment, name) for name in ("weak", "strong", "three", "mgp", "geometric", "paco_query", "paco_key")
 }
 LOSSES = (
     "cross_entropy", "balanced_ce", "bce", "balanced_bce", "nt_bce", "focal", "class_balanced", "ldam", "lade",
@@ -89,6 +80,11 @@ class Recipe:
     def learning_rate(self) -> float:
         """Peak learning rate, from the effective batch: the same on any number of devices."""
         return self.base_lr * (self.batch_size / self.lr_batch if self.lr_batch else 1.0)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return getattr(self, "mixup", 0.0) > 0 or getattr(self, "cutmix", 0.0) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,11 +322,11 @@ def _problems(r: Recipe) -> dict[str, bool]:
 
 def _label_problems(r: Finetune) -> dict[str, bool]:
     """The same, of what only runs with labels have."""
-    mixes, last = r.mixup > 0 or r.cutmix > 0, r.epochs - 1
+    last = r.epochs - 1
     problems = {
         "mixup and cutmix must not be negative": not (r.mixup >= 0 and r.cutmix >= 0),
         "mixup and cutmix pair images: batch_size and micro_batch must be even": (
-            mixes and (r.batch_size % 2 or (r.micro_batch or 0) % 2)
+            r.mixes and (r.batch_size % 2 or (r.micro_batch or 0) % 2)
         ),
         "smoothing must lie in 0..1": not 0 <= r.smoothing < 1,
         f"drw_epoch must lie in 0..{last}, the last epoch; None turns it off": (
@@ -380,7 +376,7 @@ def _kind_problems(r: Finetune) -> dict[str, bool]:
             ),
             "key_momentum must lie in 0..1": not 0 <= r.key_momentum <= 1,
             "PaCo takes hard labels, unweighted: leave mixup, cutmix, smoothing at 0 and drw_epoch at None": (
-                r.mixup > 0 or r.cutmix > 0 or r.smoothing > 0 or r.drw_epoch is not None
+                r.mixes or r.smoothing > 0 or r.drw_epoch is not None
             ),
             "PaCo compares the images of a whole batch: leave micro_batch at None": (
                 r.micro_batch not in (None, r.batch_size)
@@ -409,6 +405,5 @@ def _try_loss(recipe: Finetune) -> None:
     arguments = loss_arguments(recipe, torch.full((classes,), 1 / classes), torch.ones(classes))
     if "features" in asks and not isinstance(recipe, Distil):
         arguments["features"] = torch.zeros(2, 1)
-    soft = recipe.mixup > 0 or recipe.cutmix > 0 or recipe.smoothing > 0
-    target = torch.eye(2, classes) if soft else torch.tensor([0, 1])
+    target = torch.eye(2, classes) if recipe.mixes or recipe.smoothing > 0 else torch.tensor([0, 1])
     _try(f"loss {name}", getattr(losses, name), recipe, torch.zeros(2, classes), target, **arguments)

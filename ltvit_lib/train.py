@@ -15,34 +15,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ltvit_lib import augment, metrics, models, optim, recipes, runs
+from ltvit_lib import augment, jobs, metrics, models, optim, recipes, runs
 from ltvit_lib.data import Images, Split, load
 from ltvit_lib.files import evaluation_batches
-from ltvit_lib.jobs import (
-    JOBS,
-    Batch,
-    FinetuneJob,
-    Job,
-    PretrainJob,
-    decoded_steps,
-    epoch_order,
-    make_batches,
-    parts,
-    placed,
-    random_seed,
-    sent,
-    trained,
-)
-from ltvit_lib.jobs import stream as stream
 from ltvit_lib.recipes import Contrast, Finetune, Pretrain, Recipe
 from ltvit_lib.runs import Run
 from ltvit_lib.sam import ascended, still_statistics
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from safetensors.torch import save
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -99,27 +82,32 @@ def fit(
     recipes.check(recipe)
     init, teacher = _start(recipe, "init", init), _start(recipe, "teacher", teacher)
     split = load_split(recipe, seed, data)
-    AcceleratorState._reset_state()  # shared by the whole process, and it refuses a second run's other precision
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision],
-        cpu=not torch.accelerator.is_available(),  # or the processes that torchrun starts would not know each other
-    )
+    accelerator = accelerator_for(recipe)
     pieces = _pieces(recipe, accelerator, len(split.train))
     how = compiler(compile, len(pieces) > 1)
-    torch.manual_seed(random_seed(seed, "weights"))
-    job = JOBS[recipe.kind](recipe, split, accelerator.device, teacher)
+    torch.manual_seed(jobs.random_seed(seed, "weights"))
+    job = jobs.JOBS[recipe.kind](recipe, split, accelerator.device, teacher)
     model = _synchronised(job.build(), accelerator)
     if init is not None:
         job.start_from(model, init.path if isinstance(init, Run) else init)
     wanted = runs.identity(recipe, seed, split.digest, {"init": _digest(init), "teacher": _digest(teacher)})
     with _opened(out, wanted, resume, accelerator) as run:
         if not run.finished:
-            model = placed(model, recipe.model, accelerator.device)
+            model = jobs.placed(model, recipe.model, accelerator.device)
             if how is not None:
                 job.compile(model, **how)
             seconds = _train(run, job, model, accelerator, pieces, seed, progress, save_seconds)
             _finish(run, job, model, accelerator, seconds)
     return run
+
+
+def accelerator_for(recipe: Recipe) -> Accelerator:
+    """The devices, in the recipe's precision. Any earlier one is no longer valid."""
+    AcceleratorState._reset_state()  # shared by the whole process, and it refuses a second run's other precision
+    return Accelerator(
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision],
+        cpu=not torch.accelerator.is_available(),  # or the processes that torchrun starts would not know each other
+    )
 
 
 def load_split(recipe: Recipe, seed: int, data: Split | None = None) -> Split:
@@ -201,9 +189,9 @@ def _pieces(recipe: Recipe, accelerator: Accelerator, images: int) -> list[Tenso
         raise ValueError(f"{images} training images do not fill a batch of {whole}: give a smaller batch_size")
     if micro < 1 or whole % (world * micro):
         raise ValueError(f"batch_size {whole} is not a multiple of {world} devices x micro_batch {micro}")
-    if micro % 2 and (getattr(recipe, "mixup", 0) > 0 or getattr(recipe, "cutmix", 0) > 0):
+    if micro % 2 and recipe.mixes:
         raise ValueError(f"mixup pairs images, but a micro-batch has {micro}: make it even")
-    every = parts(whole, whole // micro)
+    every = jobs.parts(whole, whole // micro)
     share = len(every) // world
     return every[accelerator.process_index * share :][:share]
 
@@ -251,21 +239,23 @@ def _train(run, job, model, accelerator, pieces, seed, progress, save_seconds) -
     rows, saved = [], time.monotonic()
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    decoding = contextlib.closing(decoded_steps(job, seed, pieces, range(done * steps, recipe.epochs * steps)))
+    decoding = contextlib.closing(jobs.decoded_steps(job, seed, pieces, range(done * steps, recipe.epochs * steps)))
     with decoding as decoded, _bar(recipe, steps, done, progress and accelerator.is_main_process) as bar:
         for epoch in range(done, recipe.epochs):
-            torch.manual_seed(random_seed(seed, epoch, "drop", accelerator.process_index))
+            torch.manual_seed(jobs.random_seed(seed, epoch, "drop", accelerator.process_index))
             schedule.step(epoch)
             job.start_epoch(epoch)
             meter = _Meter(bar, recipe, epoch, accelerator)
             wrapped.train(getattr(recipe, "trains", "all") == "all")  # a frozen backbone also keeps its statistics
-            for step, chosen in enumerate(epoch_order(pixels.targets, recipe, seed, epoch)):
+            for step, chosen in enumerate(jobs.epoch_order(pixels.targets, recipe, seed, epoch)):
                 schedule.step_update(epoch * steps + step)
-                with _advised(recipe, accelerator.num_processes):
-                    batches = make_batches(job, pixels, chosen, (seed, epoch, step), pieces, next(decoded))
+                try:
+                    batches = jobs.make_batches(job, pixels, chosen, (seed, epoch, step), pieces, next(decoded))
                     values = _step(job, wrapped, optimizer, batches, accelerator)
+                except torch.OutOfMemoryError:
+                    raise torch.OutOfMemoryError(out_of_memory(recipe, accelerator.num_processes)) from None
                 meter.update(values, max(group["lr"] for group in optimizer.param_groups))
-            _same_statistics(model)
+            broadcast(list(model.buffers()))  # every process evaluates with the BatchNorm averages that are saved
             rows.append(meter.finish() | job.end_epoch(model) | _curve_point(job, model, epoch, accelerator))
             seconds += rows[-1]["seconds"]
             if accelerator.is_main_process and (time.monotonic() - saved > save_seconds or epoch + 1 == recipe.epochs):
@@ -277,7 +267,7 @@ def _train(run, job, model, accelerator, pieces, seed, progress, save_seconds) -
     return seconds
 
 
-def _step(job: Job, model, optimizer, batches: list[Batch], accelerator) -> Tensor:
+def _step(job: jobs.Job, model, optimizer, batches: list[jobs.Batch], accelerator) -> Tensor:
     """One optimiser step over an effective batch; with SAM, two passes.
 
     Returns:
@@ -309,28 +299,11 @@ def _step(job: Job, model, optimizer, batches: list[Batch], accelerator) -> Tens
     return values
 
 
-def _same_statistics(model: nn.Module) -> None:
-    """Every process gets the first one's BatchNorm averages, which are the ones that are saved, to evaluate with."""
-    if dist.is_available() and dist.is_initialized():
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
-
-
-@contextlib.contextmanager
-def _advised(recipe: Recipe, devices: int) -> Iterator[None]:
-    """Says which micro-batch to try where a device's memory did not hold this one."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise torch.OutOfMemoryError(out_of_memory(recipe, devices)) from None
-
-
 def out_of_memory(recipe: Recipe, devices: int) -> str:
     """Which pieces of the same effective batch to try after those that did not fit: at most half as large."""
     whole, share = recipe.batch_size, recipe.batch_size // devices
     micro = min(recipe.micro_batch or share, share)
-    even = 2 if getattr(recipe, "mixup", 0) > 0 or getattr(recipe, "cutmix", 0) > 0 else 1
-    fitting = [size for size in range(micro // 2, 0, -1) if share % size == 0 and size % even == 0]
+    fitting = [n for n in range(micro // 2, 0, -1) if share % n == 0 and not (recipe.mixes and n % 2)]
     normalised = models.patch_size(recipe.model) is None  # by BatchNorm
     folder = "another folder (BatchNorm sees micro-batches)" if normalised else "the same folder (the results stay)"
     what = f"out of memory with micro_batch={micro} of an effective batch of {whole} on {devices} device(s): "
@@ -418,11 +391,13 @@ def _diverged(what: str, epoch: int, step: int, lr: float) -> TrainingDiverged:
     )
 
 
-def _evaluation_part(job: Job) -> Images:
-    return job.split.val if job.recipe.evaluate_on == "val" else job.split.test
+def _evaluated(job: jobs.Job, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, Tensor], Tensor]:
+    """Every head's logits for the part that the recipe is evaluated on, and its labels."""
+    part = job.split.val if job.recipe.evaluate_on == "val" else job.split.test
+    return predict_logits(model, part, job.recipe, job.mean, job.std, accelerator), part.targets
 
 
-def _curve_point(job: Job, model: nn.Module, epoch: int, accelerator: Accelerator) -> dict[str, float]:
+def _curve_point(job: jobs.Job, model: nn.Module, epoch: int, accelerator: Accelerator) -> dict[str, float]:
     """Columns of metrics.csv: each head's accuracy on the evaluation part, NaN in epochs that are not evaluated.
 
     Training goes on as if nobody had looked: every module keeps its mode, nothing is drawn at random.
@@ -433,22 +408,21 @@ def _curve_point(job: Job, model: nn.Module, epoch: int, accelerator: Accelerato
     if (epoch + 1) % recipe.evaluate_every and epoch + 1 < recipe.epochs:
         heads = ("cls", "dist", "avg") if hasattr(model, "head_dist") else ("cls",)
         return {f"eval_{head}": math.nan for head in heads}  # every row has the same columns
-    modes, part = {module: module.training for module in model.modules()}, _evaluation_part(job)
-    logits = predict_logits(model, part, recipe, job.mean, job.std, accelerator)
+    modes = {module: module.training for module in model.modules()}
+    logits, labels = _evaluated(job, model, accelerator)
     for module, mode in modes.items():
         module.training = mode
-    return {f"eval_{head}": metrics.shot_accuracy(z.argmax(1), part.targets)["all"] for head, z in logits.items()}
+    return {f"eval_{head}": metrics.shot_accuracy(z.argmax(1), labels)["all"] for head, z in logits.items()}
 
 
-def _finish(run: Run, job: Job, model: nn.Module, accelerator: Accelerator, seconds: float) -> None:
+def _finish(run: Run, job: jobs.Job, model: nn.Module, accelerator: Accelerator, seconds: float) -> None:
     """Evaluates the last epoch's weights and writes test.safetensors and result.json."""
-    heads, recipe = {}, job.recipe
-    if not isinstance(recipe, Pretrain):
-        part = _evaluation_part(job)
-        logits = predict_logits(model, part, recipe, job.mean, job.std, accelerator)
-        heads = {h: evaluate(z, part.targets, job.split) for h, z in logits.items()}
+    heads = {}
+    if not isinstance(job.recipe, Pretrain):
+        logits, labels = _evaluated(job, model, accelerator)
+        heads = {head: evaluate(z, labels, job.split) for head, z in logits.items()}
         if accelerator.is_main_process:
-            runs.write(run.path / "test.safetensors", save(logits | {"targets": part.targets.contiguous()}))
+            runs.write(run.path / "test.safetensors", save(logits | {"targets": labels.contiguous()}))
     if accelerator.is_main_process:
         curve = run.curve
         result = {
@@ -489,18 +463,15 @@ def predict_logits(model: nn.Module, part: Images, recipe: Recipe, mean, std, ac
     rows, side = [], round(recipe.image_size / recipe.eval_crop)
     with _plain(model):
         for index, pixels in evaluation_batches(part.images, torch.arange(rank, len(part), world), side):
-            images = augment.evaluate(sent(pixels, device), recipe.image_size, mean, std, recipe.eval_crop)
+            images = augment.evaluate(augment.sent(pixels, device), recipe.image_size, mean, std, recipe.eval_crop)
             cls, dist = models.head_logits(model, images)
             heads = [cls.float() * scale] + ([] if dist is None else [dist.float()])
             rows.append((index, *heads))
     rows = [tuple(column.cpu() for column in row) for row in rows]
     rows = gather_object(rows) if world > 1 else rows
-    index, cls, *dist = (torch.cat(column) for column in zip(*rows, strict=True))
-    order = index.argsort()
-    if not dist:
-        return {"cls": cls[order]}
-    cls, dist = cls[order], dist[0][order]
-    return {"cls": cls, "dist": dist, "avg": (cls + dist) / 2}
+    index, *heads = (torch.cat(column) for column in zip(*rows, strict=True))
+    cls, *dist = (head[index.argsort()] for head in heads)
+    return {"cls": cls} | ({"dist": dist[0], "avg": (cls + dist[0]) / 2} if dist else {})
 
 
 @contextlib.contextmanager
@@ -526,5 +497,5 @@ def evaluate(logits: Tensor, targets: Tensor, split: Split) -> dict:
 def build(run: Run, split: Split | None = None) -> tuple[nn.Module, Split]:
     """The trained model of a run, in eval mode on the CPU, and its data (or `split`, which spares loading it)."""
     recipe, split = run.recipe, load_split(run.recipe, run.seed, split)
-    job = PretrainJob if isinstance(recipe, Pretrain) else FinetuneJob  # a student needs no teacher any more
-    return trained(run, job(recipe, split, torch.device("cpu"))).eval(), split
+    job = jobs.PretrainJob if isinstance(recipe, Pretrain) else jobs.FinetuneJob  # a student needs no teacher any more
+    return jobs.trained(run, job(recipe, split, torch.device("cpu"))).eval(), split
