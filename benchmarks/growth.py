@@ -16,7 +16,7 @@ costs anyway has faded. Expected are
 import argparse
 from collections.abc import Callable
 
-from ltvit_lib import costs, data, jobs, losses, plots, recipes, runs
+from ltvit_lib import costs, jobs, losses, plots, recipes, runs
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,6 @@ from stepper import Stepper, random_split
 from torch import nn
 
 RECIPE = "laptop_vit_bal_bce"
-Calls = dict[int, Callable]  # by size, from the smallest
 
 
 def exponent(table: pd.DataFrame, column: str) -> float:
@@ -40,8 +39,8 @@ def exponent(table: pd.DataFrame, column: str) -> float:
     return np.polyfit(np.log(larger["size"]), np.log(larger[column]), 1)[0]
 
 
-def grow(what: str, calls: Calls, repeats: int, flops: dict[int, float] | None = None) -> pd.DataFrame:
-    """A row a size; the sizes take turns, and how a size compares with the smallest is the median over rounds."""
+def grow(what: str, calls: dict[int, Callable], repeats: int, flops: dict[int, float] | None = None) -> pd.DataFrame:
+    """A row a size, from the smallest; the sizes take turns, and `relative` to the first is the median over rounds."""
     named = {str(size): call for size, call in calls.items()}
     times, held = timing.rounds(named, repeats), timing.peak_memory(named)
     relative = times.div(times.iloc[:, 0], axis=0).median()
@@ -86,7 +85,7 @@ def classes(repeats: int, sizes: tuple[int, ...] = (10, 100, 1000, 8142), images
 def images(repeats: int, sizes: tuple[int, ...] = (1000, 2000, 5000, 10_000, 20_000, 50_000)) -> pd.DataFrame:
     """One batch of 128 out of so many, and the order of so many."""
     recipe = recipes.get(RECIPE)
-    splits: dict[int, data.Split] = {size: random_split(size) for size in sizes}
+    splits = {size: random_split(size) for size in sizes}
     making = {size: Stepper(recipe, split).batches for size, split in splits.items()}
     ordering = {n: lambda t=s.train.targets: jobs.epoch_order(t, recipe, 0, 0) for n, s in splits.items()}
     return pd.concat([grow("images", making, repeats), grow("epoch order", ordering, repeats)])

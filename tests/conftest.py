@@ -1,6 +1,10 @@
-"""Fixtures that every test may ask for: a ViT, a long tail and a generator, all small enough for milliseconds."""
+"""Fixtures that every test may ask for: a ViT, two long tails and a generator, all small enough for milliseconds."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 from ltvit_lib import data, longtail
 
@@ -10,6 +14,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+TESTS = Path(__file__).resolve().parent
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def tiny_vit() -> VisionTransformer:
     return VisionTransformer(**shape).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_longtail() -> data.Split:
     """5 classes of 40, 22, 12, 7 and 4 training images and 6 test images: 3 x 8 x 8, a noisy pattern a class."""
     generator = torch.Generator().manual_seed(0)
@@ -41,11 +48,37 @@ def tiny_longtail() -> data.Split:
     return data.Split("tiny", train, test, tuple("abcde"), (0.5,) * 3, (0.25,) * 3, (1, 3))
 
 
+@pytest.fixture(scope="session")
+def digits() -> data.Split:
+    return data.load("digits", 40.0)
+
+
+def refusal(error: type[Exception], call, *arguments, **options) -> str:
+    """What the call says, in one line, when it raises."""
+    with pytest.raises(error) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 def refused(call, *patterns: str) -> None:
     """`call` raises a ValueError of one line that matches every pattern."""
-    with pytest.raises(ValueError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
+    message = refusal(ValueError, call)
     for pattern in patterns:
         assert re.search(pattern, message), message
+
+
+def launch(command: list, folder: Path, seconds: float = 180) -> None:
+    """Runs a launcher, which takes its workers along when it is told to end; it may import tests."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    log = folder / "log.txt"
+    with (
+        open(log, "w") as file,
+        subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT) as child,
+    ):
+        try:
+            code = child.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            raise
+    assert code == 0, log.read_text()[-3000:]

@@ -23,10 +23,10 @@ from ltvit_lib.paco import PaCo
 
 import pytest
 import torch
+from conftest import TESTS, TWO_PROCESSES, launch, refusal
 from safetensors.torch import load_file
 from torch import nn
 
-TESTS = Path(__file__).resolve().parent
 VIT = "vit_w64d4_patch2_8"
 PLAIN = dict(epochs=1, warmup_epochs=0.0, optimizer="sgd", base_lr=0.05)
 MIXED = dict(mixup=0.8, cutmix=1.0, smoothing=0.1)
@@ -34,7 +34,7 @@ CNN = dict(model="resnet8_cifar", width=4, base_lr=0.01, drw_epoch=0)
 CASES = {  # recipe, changes, which of init and teacher it starts from
     "weighted, mixed and accumulated": ("digits_vit_ce", dict(epochs=2, drw_epoch=0, micro_batch=16, **MIXED), ""),
     "pre-training": ("digits_mgp", dict(micro_batch=16), ""),
-    "distillation": ("digits_deit_lt", dict(drw_epoch=0, drw_mixup=True, micro_batch=16), "teacher"),
+    "distillation": ("digits_deit_lt", dict(drw_epoch=0, drw_mixup=True, micro_batch=16, evaluate_every=1), "teacher"),
     "SAM on a ViT": ("digits_teacher_ce_sam", dict(model=VIT, micro_batch=16), ""),
     "LDAM-DRW-SAM": ("digits_teacher_ldam_drw_sam", CNN | dict(micro_batch=16), ""),
     "PaCo-SAM": ("digits_teacher_paco_sam", CNN | dict(drw_epoch=None, sample_weight=0.05, queue_size=256), ""),
@@ -90,27 +90,10 @@ def two_processes(folder: Path) -> None:
             fit("LADE", folder / "two" / "LADE", folder, seed=1)
 
 
-def launch(command: list, folder: Path) -> None:
-    """Runs a launcher, which takes its workers along when it is told to end."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-    log = folder / "log.txt"
-    with (
-        open(log, "w") as file,
-        subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT) as child,
-    ):
-        try:
-            code = child.wait(timeout=180)
-        except subprocess.TimeoutExpired:
-            child.terminate()
-            raise
-    assert code == 0, log.read_text()[-3000:]
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, digits) -> Path:
     """Every case in `one` and in `two`, and the runs that some start from in `teacher` and `init`."""
     folder = tmp_path_factory.mktemp("devices")
-    digits = data.load("digits", 40.0)
     begin = dict(data=digits, progress=False)
     short = dict(epochs=1, warmup_epochs=0.0)
     train.fit(recipes.get("digits_teacher_ce", width=4, **short), folder / "teacher", **begin)
@@ -123,8 +106,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / "two.py").write_text(
         "import sys, pathlib, test_devices\ntest_devices.two_processes(pathlib.Path(sys.argv[1]))\n"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launch([*torchrun, folder / "two.py", folder], folder)
+    launch([*TWO_PROCESSES, folder / "two.py", folder], folder)
     return folder
 
 
@@ -152,6 +134,12 @@ def test_two_processes_equal_one(folder, case):
     one, two = (runs.Run(folder / where / case) for where in ("one", "two"))
     assert (one.result["devices"], two.result["devices"]) == (1, 2)
     assert_same(two, one)
+
+
+def test_two_processes_look_at_every_image_once_while_they_train(folder):
+    two = runs.Run(folder / "two" / "distillation")
+    for head in ("cls", "dist", "avg"):
+        assert two.curve[f"eval_{head}"].tolist() == [two.result["heads"][head]["all"]]
 
 
 def test_both_processes_queue_the_same_keys(folder):
@@ -219,13 +207,6 @@ train.fit(recipes.get("digits_vit_ce", epochs=10**6, warmup_epochs=0.0), sys.arg
 """
 ENDLESS = recipes.get("digits_vit_ce", epochs=10**6, warmup_epochs=0.0)
 SHORT = recipes.get("digits_vit_ce", epochs=2, warmup_epochs=0.0)
-
-
-def refusal(error, call, *arguments, **options) -> str:
-    with pytest.raises(error) as caught:
-        call(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def quiet(recipe, out, **options) -> runs.Run:

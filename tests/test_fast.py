@@ -7,7 +7,7 @@ a GPU's host would have to wait, raises.
 import copy
 from types import SimpleNamespace
 
-from ltvit_lib import data, jobs, models, optim, recipes, runs, train
+from ltvit_lib import jobs, models, optim, recipes, runs, train
 from ltvit_lib.mae import MaskedAutoencoder
 
 import pytest
@@ -23,22 +23,9 @@ SAM = "digits_teacher_ldam_drw_sam"
 
 
 @pytest.fixture(scope="module")
-def split() -> data.Split:
-    """5 classes, 3 x 8 x 8 pixels: 85 training images and 10 to test."""
-    generator = torch.Generator().manual_seed(0)
-
-    def part(counts: list[int]) -> data.Images:
-        pixels = torch.randint(0, 256, (sum(counts), 3, 8, 8), generator=generator, dtype=torch.uint8)
-        return data.Images(pixels, torch.arange(5).repeat_interleave(torch.tensor(counts)))
-
-    parts = part([40, 22, 12, 7, 4]), part([2] * 5)
-    return data.Split("noise", *parts, tuple("abcde"), (0.5,) * 3, (0.3,) * 3, (1, 3))
-
-
-@pytest.fixture(scope="module")
-def teacher(split, tmp_path_factory) -> runs.Run:
+def teacher(tiny_longtail, tmp_path_factory) -> runs.Run:
     recipe = recipes.get(SAM, epochs=2, drw_epoch=1, sam_rho=0.0, warmup_epochs=0.0, batch_size=16, width=4)
-    return train.fit(recipe, tmp_path_factory.mktemp("teacher"), data=split, progress=False)
+    return train.fit(recipe, tmp_path_factory.mktemp("teacher"), data=tiny_longtail, progress=False)
 
 
 def prepared(split, teacher, name: str, device: torch.device = CPU, **changes):
@@ -51,14 +38,14 @@ def prepared(split, teacher, name: str, device: torch.device = CPU, **changes):
     return job, model, optim.create_optimizer(model, recipe)
 
 
-def make(job, split, pieces: int = 1, number: int = 0) -> list[jobs.Batch]:
-    pixels, whole = split.train.to(job.device), job.recipe.batch_size
+def make(job, pieces: int = 1, number: int = 0) -> list[jobs.Batch]:
+    pixels, whole = job.split.train.to(job.device), job.recipe.batch_size
     chosen = torch.arange(whole) + whole * number
     return jobs.make_batches(job, pixels, chosen, (0, 0, number), jobs.parts(whole, pieces))
 
 
-def step(job, model, optimizer, split, pieces: int = 1, number: int = 0) -> Tensor:
-    return train._step(job, model, optimizer, make(job, split, pieces, number), Accelerator(cpu=True))
+def step(job, model, optimizer, pieces: int = 1, number: int = 0) -> Tensor:
+    return train._step(job, model, optimizer, make(job, pieces, number), Accelerator(cpu=True))
 
 
 # --- nothing waits ---------------------------------------------------------------------------------------------
@@ -104,11 +91,11 @@ KINDS = {  # recipe, what is changed in it, pieces of a batch, copies that each 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_step_looks_at_the_device(split, teacher, kind):
+def test_no_step_looks_at_the_device(tiny_longtail, teacher, kind):
     name, changes, pieces, copies = KINDS[kind]
-    parts = prepared(split, teacher, name, META, **changes)
-    make(parts[0], split, pieces=pieces)  # once: the statistics that images are normalised by stay on the device
-    pixels, accelerator = split.train.to(META), Accelerator(cpu=True)
+    parts = prepared(tiny_longtail, teacher, name, META, **changes)
+    make(parts[0], pieces)  # once: the statistics that images are normalised by stay on the device
+    pixels, accelerator = tiny_longtail.train.to(META), Accelerator(cpu=True)
     with Copies() as watched, Values():
         batches = jobs.make_batches(parts[0], pixels, torch.arange(16), (0, 0, 1), jobs.parts(16, pieces))
         values = train._step(*parts, batches, accelerator)
@@ -128,13 +115,13 @@ def test_what_looks_at_the_device_would_be_found():
         torch.tensor([1.0], device=META)
 
 
-def test_predictions_come_to_the_host_after_the_last_batch(split):
+def test_predictions_come_to_the_host_after_the_last_batch(tiny_longtail):
     recipe = recipes.get("digits_vit_ce", **CNN)
     model, seen = models.create("resnet8_cifar", num_classes=5, width=4).to(META), []
     model.register_forward_hook(lambda *_: seen.append(len(_[1][0])))
-    many = split.train.subset(torch.arange(85).repeat(13))
+    many = tiny_longtail.train.subset(torch.arange(85).repeat(13))
     with pytest.raises(NotImplementedError, match="copy out of meta"):
-        train.predict_logits(model, many, recipe, split.mean, split.std)
+        train.predict_logits(model, many, recipe, tiny_longtail.mean, tiny_longtail.std)
     assert seen == [512, 512, 81]
 
 
@@ -182,16 +169,16 @@ COMPILED = {
 
 
 @pytest.mark.parametrize("case", COMPILED)
-def test_a_compiled_step_is_the_plain_one_and_whole(split, teacher, case):
+def test_a_compiled_step_is_the_plain_one_and_whole(tiny_longtail, teacher, case):
     """`fullgraph`: nothing breaks the graph, so that CUDA graphs can hold all of it. `eager` needs no compiler."""
     name, changes, pieces = COMPILED[case]
     trained = []
     for how in (None, dict(backend="eager", fullgraph=True)):
-        job, model, optimizer = prepared(split, teacher, name, **changes)
+        job, model, optimizer = prepared(tiny_longtail, teacher, name, **changes)
         if how is not None:
             job.compile(model, **how)
         for number in range(2):
-            step(job, model, optimizer, split, pieces, number)
+            step(job, model, optimizer, pieces, number)
         trained.append(model)
     close(*trained, tolerance=1e-6)
 
@@ -211,14 +198,14 @@ def test_how_to_compile_comes_from_the_argument_or_the_environment(monkeypatch):
 
 @pytest.mark.parametrize("fused_first", [True, False])
 @pytest.mark.parametrize("name", ["digits_vit_ce", SAM])
-def test_fused_optimisers_equal_plain_ones_and_continue_their_runs(split, teacher, tmp_path, name, fused_first):
+def test_fused_optimisers_equal_plain_ones_and_continue_their_runs(tiny_longtail, teacher, tmp_path, name, fused_first):
     changes = dict(width=4, sam_rho=0.0, drw_epoch=None) if name == SAM else {}
-    job, model, plain = prepared(split, teacher, name, **changes)
+    job, model, plain = prepared(tiny_longtail, teacher, name, **changes)
     other = copy.deepcopy(model)
     fused = optim.create_optimizer(other, job.recipe, fused=True)
     for number in range(2):
-        step(job, model, plain, split, number=number)
-        step(job, other, fused, split, number=number)
+        step(job, model, plain, number=number)
+        step(job, other, fused, number=number)
     close(model, other, tolerance=1e-5)
     run = runs.Run(tmp_path)
     saved, own, resumed = (other, fused, plain) if fused_first else (model, plain, fused)
@@ -226,16 +213,16 @@ def test_fused_optimisers_equal_plain_ones_and_continue_their_runs(split, teache
     mine = model if fused_first else other
     runs.load_checkpoint(run, mine, resumed)
     optim.settle(resumed)
-    step(job, model, plain, split, number=2)
-    step(job, other, fused, split, number=2)
+    step(job, model, plain, number=2)
+    step(job, other, fused, number=2)
     close(model, other, tolerance=1e-5)
 
 
-def test_channels_last_equals_the_plain_layout_and_continues_its_run(split, teacher, tmp_path):
-    job, model, optimizer = prepared(split, teacher, SAM, width=4, drw_epoch=None)
+def test_channels_last_equals_the_plain_layout_and_continues_its_run(tiny_longtail, teacher, tmp_path):
+    job, model, optimizer = prepared(tiny_longtail, teacher, SAM, width=4, drw_epoch=None)
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     other = optim.create_optimizer(last, job.recipe)
-    step(job, model, optimizer, split)
+    step(job, model, optimizer)
     runs.save_checkpoint(runs.Run(tmp_path), model.state_dict(), optimizer, 1, 0.0)
     runs.load_checkpoint(runs.Run(tmp_path), last, other)
     optim.settle(other)
@@ -243,18 +230,18 @@ def test_channels_last_equals_the_plain_layout_and_continues_its_run(split, teac
     assert convolution.is_contiguous(memory_format=torch.channels_last)
     assert other.state[convolution]["momentum_buffer"].stride() == convolution.stride()
     for number in (1, 2):
-        step(job, model, optimizer, split, number=number)
-        step(job, last, other, split, number=number)
+        step(job, model, optimizer, number=number)
+        step(job, last, other, number=number)
     close(model, last, tolerance=1e-5)
 
 
-def test_the_teacher_answers_once_a_batch_and_its_answers_can_be_learnt(split, teacher):
-    job, model, optimizer = prepared(split, teacher, "digits_deit_lt", drw_epoch=None)
+def test_the_teacher_answers_once_a_batch_and_its_answers_can_be_learnt(tiny_longtail, teacher):
+    job, model, optimizer = prepared(tiny_longtail, teacher, "digits_deit_lt", drw_epoch=None)
     asked = []
     job.teacher.register_forward_hook(lambda *given: asked.append(len(given[1][0])))
-    (batch,) = make(job, split)
+    (batch,) = make(job)
     assert not batch.answers.is_inference() and not batch.answers.requires_grad
-    step(job, model, optimizer, split, pieces=2)
+    step(job, model, optimizer, pieces=2)
     assert asked == [16, 8, 8]
     images = torch.rand(85, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     changed, job.same_scale = job.ask(images), True  # the statistics are the same: nothing need be changed

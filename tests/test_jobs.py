@@ -21,25 +21,8 @@ STUDENT = recipes.get(
 
 
 @pytest.fixture(scope="module")
-def colours() -> data.Split:
-    """3 classes of 24, 10 and 4 RGB images of 8 x 8 pixels, and 6 test images."""
-    generator = torch.Generator().manual_seed(0)
-
-    def part(counts: list[int]) -> data.Images:
-        pixels = torch.randint(0, 256, (sum(counts), 3, 8, 8), generator=generator, dtype=torch.uint8)
-        return data.Images(pixels, torch.arange(3).repeat_interleave(torch.tensor(counts)))
-
-    return data.Split("colours", part([24, 10, 4]), part([2, 2, 2]), tuple("abc"), (0.5,) * 3, (0.3,) * 3, (1, 2))
-
-
-@pytest.fixture(scope="module")
-def teacher(colours, tmp_path_factory):
-    return train.fit(TEACHER, tmp_path_factory.mktemp("teacher"), data=colours, progress=False)
-
-
-@pytest.fixture(scope="module")
-def digits() -> data.Split:
-    return data.load("digits", 40.0)
+def teacher(tiny_longtail, tmp_path_factory):
+    return train.fit(TEACHER, tmp_path_factory.mktemp("teacher"), data=tiny_longtail, progress=False)
 
 
 class Spy(nn.Module):
@@ -51,96 +34,97 @@ class Spy(nn.Module):
 
     def forward(self, images):
         self.seen.append(images)
-        return images.flatten(1)[:, :3]
+        return images.flatten(1)[:, :5]
 
 
-def one_batch(job: jobs.Job, split: data.Split, step: int = 0, pieces: int = 1) -> list[jobs.Batch]:
-    size = job.recipe.batch_size
-    return jobs.make_batches(job, split.train, some(split, size, step), (0, 0, step), jobs.parts(size, pieces))
+def one_batch(job: jobs.Job, step: int = 0, pieces: int = 1) -> list[jobs.Batch]:
+    cut = jobs.parts(job.recipe.batch_size, pieces)
+    return jobs.make_batches(job, job.split.train, some(job, step), (0, 0, step), cut)
 
 
-def some(split: data.Split, size: int, step: int = 0) -> torch.Tensor:
-    return torch.randperm(len(split.train), generator=torch.Generator().manual_seed(step))[:size]
+def some(job: jobs.Job, step: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randperm(len(job.split.train), generator=generator)[: job.recipe.batch_size]
 
 
 # --- DeiT-LT ---------------------------------------------------------------------------------------------------
 
 
-def test_the_teacher_sees_the_students_images_in_its_own_scale(colours, teacher):
-    job = jobs.DistilJob(STUDENT, colours, CPU, teacher)
+def test_the_teacher_sees_the_students_images_in_its_own_scale(tiny_longtail, teacher):
+    job = jobs.DistilJob(STUDENT, tiny_longtail, CPU, teacher)
     job.teacher = spy = Spy()
     job.start_epoch(0)
-    (batch,) = one_batch(job, colours)
+    (batch,) = one_batch(job)
     assert batch.images.shape == (16, 3, 16, 16)
     (seen,) = spy.seen
     assert seen.shape == (16, 3, 8, 8)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in data.STATISTICS["imagenet"])
     pixels = batch.images * std + mean  # 0..1, mixed and all
     small = nn.functional.interpolate(pixels, (8, 8), mode="bicubic", antialias=True)
-    torch.testing.assert_close(seen, (small - 0.5) / 0.3, atol=1e-5, rtol=1e-5)
-    assert torch.equal(batch.answers, seen.flatten(1)[:, :3].argmax(1))
+    torch.testing.assert_close(seen, (small - 0.5) / 0.25, atol=1e-5, rtol=1e-5)
+    assert torch.equal(batch.answers, seen.flatten(1)[:, :5].argmax(1))
 
 
-def test_a_teacher_of_the_students_size_sees_the_very_tensor(colours, teacher):
+def test_a_teacher_of_the_students_size_sees_the_very_tensor(tiny_longtail, teacher):
     recipe = dataclasses.replace(STUDENT, image_size=8, normalise="data")
-    job = jobs.DistilJob(recipe, colours, CPU, teacher)
+    job = jobs.DistilJob(recipe, tiny_longtail, CPU, teacher)
     job.teacher = spy = Spy()
     job.start_epoch(0)
-    (batch,) = one_batch(job, colours)
+    (batch,) = one_batch(job)
     torch.testing.assert_close(spy.seen[0], batch.images, atol=1e-6, rtol=1e-6)
 
 
-def test_stages_of_deit_lt(colours, teacher):
-    job = jobs.DistilJob(STUDENT, colours, CPU, teacher)
+def test_stages_of_deit_lt(tiny_longtail, teacher):
+    job = jobs.DistilJob(STUDENT, tiny_longtail, CPU, teacher)
     model = job.build()
     for epoch in range(4):
         job.start_epoch(epoch)
-        (batch,) = one_batch(job, colours)
+        (batch,) = one_batch(job)
         deferred = epoch >= 2
         assert (job.mix is None) == deferred
         weight = longtail.drw_weights(job.counts, epoch, 2) if deferred else None
         if deferred:
             assert torch.equal(batch.target, batch.labels), "hard and not smoothed"
             assert torch.equal(job.weight, weight)
-            assert not torch.equal(weight, torch.ones(3))
+            assert not torch.equal(weight, torch.ones(5))
         else:
-            assert batch.target.shape == (16, 3)
-            assert batch.target.min() >= 0.1 / 3 - 1e-6, "smoothed"
+            assert batch.target.shape == (16, 5)
+            assert batch.target.min() >= 0.1 / 5 - 1e-6, "smoothed"
             assert job.weight is None
         terms, _ = job.terms(model.train(), batch)
         cls, dist = model(batch.images)
-        answers = nn.functional.one_hot(batch.answers, 3).float()
+        answers = nn.functional.one_hot(batch.answers, 5).float()
         expected = losses.distillation(cls, dist, batch.target, answers, weight)["loss"]
         torch.testing.assert_close(sum(terms.values()), expected)
 
 
-def test_mixing_to_the_end_and_plain_deit(colours, teacher):
+def test_mixing_to_the_end_and_plain_deit(tiny_longtail, teacher):
     for change in (dict(drw_mixup=True), dict(drw_epoch=None)):
-        job = jobs.DistilJob(dataclasses.replace(STUDENT, **change), colours, CPU, teacher)
+        job = jobs.DistilJob(dataclasses.replace(STUDENT, **change), tiny_longtail, CPU, teacher)
         job.start_epoch(3)
         assert job.mix is not None
         assert job.smoothing == 0.1
         assert (job.weight is None) == (change == dict(drw_epoch=None))
 
 
-def test_unmixed_images_are_what_the_policy_gives(colours, teacher):
-    job = jobs.DistilJob(STUDENT, colours, CPU, teacher)
+def test_unmixed_images_are_what_the_policy_gives(tiny_longtail, teacher):
+    job = jobs.DistilJob(STUDENT, tiny_longtail, CPU, teacher)
     job.start_epoch(3)
-    (batch,) = one_batch(job, colours)
+    (batch,) = one_batch(job)
     draws = augment.draw(job.policy, 16, jobs.stream(0, 0, 0))
-    assert torch.equal(batch.images, augment.apply(job.policy, colours.train.images[some(colours, 16)], draws))
+    assert torch.equal(batch.images, augment.apply(job.policy, tiny_longtail.train.images[some(job)], draws))
 
 
-def test_a_teacher_may_answer_for_a_view_of_its_own(colours, teacher):
+def test_a_teacher_may_answer_for_a_view_of_its_own(tiny_longtail, teacher):
     """Table 1: the student sees strong images, the teacher the same ones as they are."""
     alone = dataclasses.replace(STUDENT, mixup=0.0, cutmix=0.0, policy="geometric")
-    shared = jobs.DistilJob(alone, colours, CPU, teacher)
-    own = jobs.DistilJob(dataclasses.replace(alone, teacher_policy="weak"), colours, CPU, teacher)
-    own.second_policy = dataclasses.replace(own.second_policy, crop="none", flip=0.0)
-    (theirs,), (batch,) = one_batch(shared, colours), one_batch(own, colours)
+    shared = jobs.DistilJob(alone, tiny_longtail, CPU, teacher)
+    own = jobs.DistilJob(dataclasses.replace(alone, teacher_policy="weak"), tiny_longtail, CPU, teacher)
+    own.policies[1] = dataclasses.replace(own.policies[1], crop="none", flip=0.0)
+    (theirs,), (batch,) = one_batch(shared), one_batch(own)
     assert torch.equal(batch.images, theirs.images)  # the student's view does not change
-    nothing = augment.draw(own.second_policy, 16, torch.Generator())  # is left to chance
-    plain = augment.apply(own.second_policy, colours.train.images[some(colours, 16)], nothing)
+    nothing = augment.draw(own.policies[1], 16, torch.Generator())  # is left to chance
+    plain = augment.apply(own.policies[1], tiny_longtail.train.images[some(own)], nothing)
     assert torch.equal(batch.second_view, plain)
     assert torch.equal(batch.answers, own.ask(plain))
     with pytest.raises(ValueError, match="a teacher with a view of its own sees whole images: set mixup and cutmix"):
@@ -149,43 +133,44 @@ def test_a_teacher_may_answer_for_a_view_of_its_own(colours, teacher):
         recipes.get("digits_deit_lt", teacher_policy="weka", mixup=0.0, cutmix=0.0)
 
 
-def test_a_teacher_from_elsewhere_answers_as_its_run_did(colours, tmp_path):
+def test_a_teacher_from_elsewhere_answers_as_its_run_did(tiny_longtail, tmp_path):
     """As safetensors and as a .pth of weights only; refused with other classes, or with the same in another order."""
-    recipe = dataclasses.replace(TEACHER, epochs=30, base_lr=0.05, drw_epoch=None)
-    run = train.fit(recipe, tmp_path / "run", data=colours, progress=False)
+    recipe = dataclasses.replace(TEACHER, epochs=10, base_lr=0.05, drw_epoch=None)
+    run = train.fit(recipe, tmp_path / "run", data=tiny_longtail, progress=False)
     weights = models.read_weights(run.path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes._RECIPES, "mine", recipe)
         student = dataclasses.replace(STUDENT, teacher="mine")
         images = torch.randn(5, 3, 8, 8)
-        expected = jobs.DistilJob(student, colours, CPU, run).teacher(images)
+        expected = jobs.DistilJob(student, tiny_longtail, CPU, run).teacher(images)
         for name, content in (("a.pth", {"state_dict": weights}), ("shuffled.pth", None), ("other.pth", None)):
             if content is None:
                 head = weights["head.weight"]
                 content = weights | {"head.weight": head.roll(1, 0) if name == "shuffled.pth" else head[:2]}
             torch.save(content, tmp_path / name)
-        torch.testing.assert_close(jobs.DistilJob(student, colours, CPU, tmp_path / "a.pth").teacher(images), expected)
+        foreign = jobs.DistilJob(student, tiny_longtail, CPU, tmp_path / "a.pth").teacher
+        torch.testing.assert_close(foreign(images), expected)
         with pytest.raises(ValueError, match="its classes may be in another order"):
-            jobs.DistilJob(student, colours, CPU, tmp_path / "shuffled.pth")
-        with pytest.raises(ValueError, match="head.weight: .3, 16. here, .2, 16. there"):
-            jobs.DistilJob(student, colours, CPU, tmp_path / "other.pth")
-        done = train.fit(student, tmp_path / "student", data=colours, teacher=tmp_path / "a.pth", progress=False)
+            jobs.DistilJob(student, tiny_longtail, CPU, tmp_path / "shuffled.pth")
+        with pytest.raises(ValueError, match="head.weight: .5, 16. here, .2, 16. there"):
+            jobs.DistilJob(student, tiny_longtail, CPU, tmp_path / "other.pth")
+        done = train.fit(student, tmp_path / "student", data=tiny_longtail, teacher=tmp_path / "a.pth", progress=False)
     assert set(done.result["heads"]) == {"cls", "dist", "avg"}
 
 
-def test_the_teacher_is_frozen(colours, teacher, tmp_path, monkeypatch):
+def test_the_teacher_is_frozen(tiny_longtail, teacher, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setitem(train.JOBS, "distil", lambda *a: made.append(jobs.DistilJob(*a)) or made[-1])
-    train.fit(STUDENT, tmp_path, data=colours, teacher=teacher, progress=False)
+    monkeypatch.setitem(jobs.JOBS, "distil", lambda *a: made.append(jobs.DistilJob(*a)) or made[-1])
+    train.fit(STUDENT, tmp_path, data=tiny_longtail, teacher=teacher, progress=False)
     assert not any(m.training for m in made[0].teacher.modules())
     assert not any(p.requires_grad for p in made[0].teacher.parameters())
-    trained, _ = train.build(teacher, colours)
+    trained, _ = train.build(teacher, tiny_longtail)
     for name, value in trained.state_dict().items():
         assert torch.equal(value, made[0].teacher.state_dict()[name]), name
 
 
-def test_a_student_needs_a_dist_token(colours, teacher):
-    job = jobs.DistilJob(dataclasses.replace(STUDENT, model="vit_w64d4_patch2_8"), colours, CPU, teacher)
+def test_a_student_needs_a_dist_token(tiny_longtail, teacher):
+    job = jobs.DistilJob(dataclasses.replace(STUDENT, model="vit_w64d4_patch2_8"), tiny_longtail, CPU, teacher)
     with pytest.raises(ValueError, match="no DIST token"):
         job.build()
 
@@ -232,8 +217,8 @@ def test_pieces_are_the_whole_batch_cut(digits, name):
     job = jobs.JOBS[recipe.kind](recipe, digits, CPU)
     job.start_epoch(0)
     for step in range(4):
-        (whole,) = one_batch(job, digits, step)
-        for batch, piece in zip(one_batch(job, digits, step, 4), jobs.parts(32, 4), strict=True):
+        (whole,) = one_batch(job, step)
+        for batch, piece in zip(one_batch(job, step, 4), jobs.parts(32, 4), strict=True):
             for key in ("images", "labels", "target", "noise"):
                 a, b = getattr(batch, key), getattr(whole, key)
                 assert (a is None and b is None) or torch.equal(a, b[piece]), key
@@ -247,7 +232,7 @@ def test_mixing_leaves_numpys_generator_alone(digits):
     job.start_epoch(0)
     np.random.seed(5)
     expected = np.random.RandomState(5).rand(3)
-    one_batch(job, digits)
+    one_batch(job)
     assert np.array_equal(np.random.rand(3), expected)
 
 
@@ -303,10 +288,10 @@ def test_layer_scale_starts_every_branch_small(digits):
         jobs.FinetuneJob(recipes.override(TEACHER, layer_scale=1e-4), digits, CPU)
 
 
-def test_a_student_reports_how_far_its_experts_are_apart(colours, teacher, tmp_path):
-    run = train.fit(STUDENT, tmp_path, data=colours, teacher=teacher, progress=False)
-    model, _ = train.build(run, colours)
-    images = augment.evaluate(colours.train.images, 16, *data.STATISTICS["imagenet"])
+def test_a_student_reports_how_far_its_experts_are_apart(tiny_longtail, teacher, tmp_path):
+    run = train.fit(STUDENT, tmp_path, data=tiny_longtail, teacher=teacher, progress=False)
+    model, _ = train.build(run, tiny_longtail)
+    images = augment.evaluate(tiny_longtail.train.images, 16, *data.STATISTICS["imagenet"])
     cls, dist = model.forward_features(images)[:, :2].unbind(1)
     cosine = torch.nn.functional.cosine_similarity(cls, dist).mean().item()
     assert run.curve["cosine_distance"].iloc[-1] == pytest.approx(1 - cosine, abs=1e-4)
@@ -346,7 +331,7 @@ def test_a_second_stage_asks_for_what_it_needs(digits, classifier, tmp_path):
 def test_cross_entropy_warms_up_another_loss(digits):
     job = jobs.FinetuneJob(recipes.get("digits_mgp_ib", loss_epoch=1, **SHORT), digits, CPU)
     model = job.build()
-    (batch,) = one_batch(job, digits)
+    (batch,) = one_batch(job)
     values = []
     for epoch in (0, 1):
         job.start_epoch(epoch)
@@ -362,7 +347,7 @@ def test_class_weights_reach_the_losses_that_take_them(digits):
         terms = []
         for epoch in (0, 1):
             job.start_epoch(epoch)
-            (batch,) = one_batch(job, digits)
+            (batch,) = one_batch(job)
             terms.append(job.terms(model, batch)[0]["loss"])
             weight = None if epoch == 0 else longtail.effective_number_weights(job.counts)
             more = {"counts": job.counts} if loss == "ldam" else {}
@@ -383,11 +368,11 @@ CONTRAST = recipes.get(
 )
 
 
-def test_keys_and_queue_move_once_a_step_whatever_the_passes(colours):
+def test_keys_and_queue_move_once_a_step_whatever_the_passes(tiny_longtail):
     """SAM runs the forward pass twice: the keys are made in the first, the queue takes them after the step."""
-    job = jobs.ContrastJob(CONTRAST, colours, CPU)
+    job = jobs.ContrastJob(CONTRAST, tiny_longtail, CPU)
     model = job.build().train()
-    (batch,) = one_batch(job, colours)
+    (batch,) = one_batch(job)
     assert batch.second_view.shape == batch.images.shape
     assert not torch.equal(batch.second_view, batch.images)
     queue, key_encoder = model.queue.clone(), model.key_encoder.conv1.weight.clone()
@@ -403,9 +388,9 @@ def test_keys_and_queue_move_once_a_step_whatever_the_passes(colours):
     torch.testing.assert_close(model.key_encoder.conv1.weight, key_encoder)  # the query encoder has not moved
 
 
-def test_a_paco_teacher_trains_resumes_and_teaches(colours, tmp_path):
+def test_a_paco_teacher_trains_resumes_and_teaches(tiny_longtail, tmp_path):
     """One run in two parts equals one in a piece; the student's teacher is the plain CNN of it."""
-    whole = train.fit(CONTRAST, tmp_path / "whole", data=colours, progress=False, save_seconds=0)
+    whole = train.fit(CONTRAST, tmp_path / "whole", data=tiny_longtail, progress=False, save_seconds=0)
     longer = dataclasses.replace(CONTRAST, name="half")
 
     class Stop(Exception):
@@ -419,17 +404,17 @@ def test_a_paco_teacher_trains_resumes_and_teaches(colours, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs.ContrastJob, "start_epoch", stop)
         with pytest.raises(Stop):
-            train.fit(longer, tmp_path / "parts", data=colours, progress=False, save_seconds=0)
-    parts = train.fit(longer, tmp_path / "parts", data=colours, progress=False)
+            train.fit(longer, tmp_path / "parts", data=tiny_longtail, progress=False, save_seconds=0)
+    parts = train.fit(longer, tmp_path / "parts", data=tiny_longtail, progress=False)
     a, b = (models.read_weights(run.path) for run in (whole, parts))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert (a["queue_labels"] >= 0).all()
-    plain, _ = train.build(whole, colours)
+    plain, _ = train.build(whole, tiny_longtail)
     assert isinstance(plain, models.CifarResNet)
-    student = jobs.DistilJob(STUDENT, colours, CPU, whole)
+    student = jobs.DistilJob(STUDENT, tiny_longtail, CPU, whole)
     images = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(student.teacher(images), plain(images))
-    torch.testing.assert_close(whole.logits()["cls"].argmax(1), _evaluated(plain, colours).argmax(1))
+    torch.testing.assert_close(whole.logits()["cls"].argmax(1), _evaluated(plain, tiny_longtail).argmax(1))
 
 
 def _evaluated(model: nn.Module, split: data.Split) -> torch.Tensor:

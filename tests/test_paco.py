@@ -1,10 +1,6 @@
 """PaCo: its loss against a loop, its limits, and a step of its two encoders and queue by hand."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 from ltvit_lib import losses, models
 from ltvit_lib.paco import PaCo, paco_loss, plain_weights
@@ -13,7 +9,7 @@ from ltvit_lib.sam import ascended
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import refused
+from conftest import TWO_PROCESSES, launch, refused
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -277,12 +273,7 @@ dist.destroy_process_group()
 
 def test_two_processes_keep_equal_queues(tmp_path):
     (tmp_path / "two.py").write_text(TWO)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    done = subprocess.run(
-        [*torchrun, tmp_path / "two.py", tmp_path], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    launch([*TWO_PROCESSES, tmp_path / "two.py", tmp_path], tmp_path)
     states = [load((tmp_path / str(rank)).read_bytes()) for rank in (0, 1)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert states[0]["queue"][:16, 0].tolist() == [0] * 4 + [1] * 4 + [10] * 4 + [11] * 4

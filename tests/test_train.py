@@ -18,6 +18,7 @@ from ltvit_lib import data, losses, models, recipes, runs, train
 import numpy as np
 import pytest
 import torch
+from conftest import refusal
 from safetensors.torch import load_file
 from torch import nn
 
@@ -44,13 +45,18 @@ def teacher(folder) -> runs.Run:
     return quiet(recipes.get(TEACHER, **SHORT_DRW, width=4), folder / "teacher")
 
 
-@pytest.fixture(scope="module")
-def digits() -> data.Split:
-    return data.load("digits", 40.0)
-
-
 def weights(run: runs.Run) -> dict[str, torch.Tensor]:
     return {k: v for k, v in load_file(run.path / "last.safetensors").items() if k.startswith("model.")}
+
+
+def same(one: runs.Run, other: runs.Run) -> bool:
+    """Whether two runs end with the same bits, those of the optimiser included."""
+    here, there = (load_file(run.path / "last.safetensors") for run in (one, other))
+    return here.keys() == there.keys() and all(torch.equal(value, there[key]) for key, value in here.items())
+
+
+def without_times(run: runs.Run):
+    return run.curve.drop(columns=["seconds", "images_per_second"])
 
 
 def snapshot(path: Path) -> dict[str, bytes]:
@@ -157,42 +163,6 @@ def test_accumulation_changes_nothing(case, tmp_path, teacher):
         assert half.curve["accuracy"].tolist() == pytest.approx(whole.curve["accuracy"].tolist(), abs=0.01)
 
 
-TWO = """
-import json, sys
-from ltvit_lib import recipes, train
-import torch
-torch.set_num_threads(1)
-out, teacher, name, changes = sys.argv[1:]
-train.fit(recipes.get(name, **json.loads(changes)), out, teacher=teacher, progress=False)
-"""
-
-
-def test_two_processes_change_nothing(tmp_path, teacher):
-    changes = PLAIN | dict(drw_epoch=0, drw_mixup=True, evaluate_every=1)
-    whole = quiet(recipes.get("digits_deit_lt", **changes), tmp_path / "whole", teacher=teacher)
-    (tmp_path / "two.py").write_text(TWO)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, tmp_path / "two.py", tmp_path / "two", teacher.path, "digits_deit_lt", json.dumps(changes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as launch:
-        try:
-            errors = launch.communicate(timeout=90)[1]
-        except subprocess.TimeoutExpired:
-            launch.terminate()  # torchrun takes its workers along
-            raise
-    assert launch.returncode == 0, errors[-2000:]
-    two = runs.Run(tmp_path / "two")
-    for key, value in weights(whole).items():
-        torch.testing.assert_close(weights(two)[key], value, atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
-    assert two.curve["loss"].tolist() == pytest.approx(whole.curve["loss"].tolist(), rel=1e-4)
-    assert two.curve["accuracy"].tolist() == pytest.approx(whole.curve["accuracy"].tolist(), abs=0.01)
-    assert two.result["devices"] == 2 * whole.result["devices"] == 2
-    for head in ("cls", "dist", "avg"):  # every image of the evaluation part once, whoever looked at it
-        assert two.curve[f"eval_{head}"].tolist() == [two.result["heads"][head]["all"]]
-    for head, logits in whole.logits().items():
-        torch.testing.assert_close(two.logits()[head], logits, atol=1e-3, rtol=1e-3)
-
-
 # --- evaluated while training ----------------------------------------------------------------------------------
 
 LOOKED_AT = {
@@ -228,8 +198,7 @@ def test_evaluating_while_training_changes_nothing(case, tmp_path, teacher, monk
 
     monkeypatch.setattr(train, "_curve_point", watched)
     seen = quiet(replace(recipe, evaluate_every=2), tmp_path / "seen", **start)
-    there, here = (load_file(r.path / "last.safetensors") for r in (unseen, seen))
-    assert all(torch.equal(there[key], value) for key, value in here.items()) and there.keys() == here.keys()
+    assert same(unseen, seen)
     heads = list(seen.result["heads"])
     assert all(list(point) == [f"eval_{head}" for head in heads] for point in points)
     assert without_times(seen)[list(without_times(unseen))].equals(without_times(unseen))
@@ -243,13 +212,13 @@ def test_a_run_may_be_looked_at_more_often_from_here_on(tmp_path, monkeypatch):
     recipe = recipes.get("digits_vit_ce", epochs=4, warmup_epochs=0.0)
     with monkeypatch.context() as patch:
         patch.setattr(train, "_curve_point", lambda job, model, epoch, _: {} if epoch < 2 else 1 / 0)
-        refusal(ZeroDivisionError, recipe, tmp_path / "run", save_seconds=0)
+        refusal(ZeroDivisionError, quiet, recipe, tmp_path / "run", save_seconds=0)
     assert runs.Run(tmp_path / "run").status.endswith("continues with epoch 3 of 4")
     run = quiet(replace(recipe, evaluate_every=1), tmp_path / "run")
     assert run.curve["eval_cls"].isna().tolist() == [True, True, False, False]
     whole = quiet(recipe, tmp_path / "whole")
     assert run.curve["loss"].tolist() == whole.curve["loss"].tolist()
-    assert all(torch.equal(v, weights(run)[k]) for k, v in weights(whole).items())
+    assert same(run, whole)
 
 
 def test_how_often_to_look_is_checked():
@@ -289,12 +258,8 @@ def test_a_killed_run_continues_bit_for_bit(name, tmp_path):
     assert not killed.finished
     assert 1 <= len(killed.curve) < 12
     resumed, whole = quiet(recipe, out), quiet(recipe, tmp_path / "whole")
-    there, here = (load_file(r.path / "last.safetensors") for r in (resumed, whole))
-    assert there.keys() == here.keys()
-    for key, value in here.items():
-        assert torch.equal(there[key], value), key
-    timing = ["seconds", "images_per_second"]
-    assert resumed.curve.drop(columns=timing).equals(whole.curve.drop(columns=timing))
+    assert same(resumed, whole)
+    assert without_times(resumed).equals(without_times(whole))
     assert resumed.result["seconds"] == pytest.approx(resumed.curve["seconds"].sum(), abs=0.2), "both sessions"
     assert {k: resumed.result["heads"]["cls"][k] for k in ("all", "ece")} == {
         k: whole.result["heads"]["cls"][k] for k in ("all", "ece")
@@ -311,19 +276,12 @@ def test_a_finished_run_is_returned_at_once(mgp, monkeypatch):
 def test_seeds_differ_and_repeat(tmp_path):
     recipe = recipes.get("digits_vit_ce", data_seed=0, **SHORT)
     one, again, other = (quiet(recipe, tmp_path / n, seed=s) for n, s in (("a", 0), ("b", 0), ("c", 1)))
-    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(one).items())
+    assert same(one, again)
     assert not torch.equal(weights(one)["model.head.weight"], weights(other)["model.head.weight"])
     assert one.identity["data"] == other.identity["data"]
 
 
 # --- refused before training -----------------------------------------------------------------------------------
-
-
-def refusal(error=ValueError, /, *arguments, **options) -> str:
-    with pytest.raises(error) as caught:
-        quiet(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -346,44 +304,40 @@ def refusal(error=ValueError, /, *arguments, **options) -> str:
     ],
 )
 def test_bad_input_leaves_no_folder(tmp_path, recipe, options, says):
-    assert says in refusal(ValueError, recipe, tmp_path / "run", **options)
+    assert says in refusal(ValueError, quiet, recipe, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
 def test_bad_starts_leave_no_folder(tmp_path, mgp, teacher, digits):
     student, out = recipes.get("digits_deit_lt", **SHORT_DRW), tmp_path / "run"
-    assert "saw other images" in refusal(ValueError, student, out, seed=1, teacher=teacher)
-    assert "saw other images" in refusal(ValueError, replace(student, evaluate_on="val"), out, teacher=teacher)
+    assert "saw other images" in refusal(ValueError, quiet, student, out, seed=1, teacher=teacher)
+    assert "saw other images" in refusal(ValueError, quiet, replace(student, evaluate_on="val"), out, teacher=teacher)
     fewer = digits.train.subset((digits.train.targets < 5).nonzero()[:, 0])
     five = replace(digits, train=fewer, classes=digits.classes[:5], boundaries=(1, 3))
-    assert "saw other images" in refusal(ValueError, student, out, data=five, teacher=teacher)
-    assert "learnt no classes" in refusal(ValueError, student, out, teacher=mgp)
+    assert "saw other images" in refusal(ValueError, quiet, student, out, data=five, teacher=teacher)
+    assert "learnt no classes" in refusal(ValueError, quiet, student, out, teacher=mgp)
     unfinished = runs.open_run(tmp_path / "unfinished", teacher.identity, resume=True)
-    assert "has not finished" in refusal(ValueError, student, out, teacher=unfinished)
+    assert "has not finished" in refusal(ValueError, quiet, student, out, teacher=unfinished)
     livt = recipes.get("digits_livt", **SHORT)
-    assert "no masked autoencoder" in refusal(ValueError, livt, out, init=teacher)
+    assert "no masked autoencoder" in refusal(ValueError, quiet, livt, out, init=teacher)
     wide = dict(model="vit_w96d6_patch4_32", image_size=32, policy_options={})
-    assert "another architecture" in refusal(ValueError, replace(livt, **wide), out, init=mgp)
+    assert "another architecture" in refusal(ValueError, quiet, replace(livt, **wide), out, init=mgp)
     assert not out.exists()
 
 
 def test_another_run_and_foreign_files_stay_as_they_are(tmp_path, mgp):
     before = snapshot(mgp.path)
-    assert "epochs is 2 there and 3 here" in refusal(ValueError, replace(mgp.recipe, epochs=3), mgp.path)
-    assert "seed is 0 there and 1 here" in refusal(ValueError, mgp.recipe, mgp.path, seed=1)
-    assert "data is" in refusal(ValueError, mgp.recipe, mgp.path, data=data.load("digits", 40.0, seed=3))
-    assert "holds this run already" in refusal(ValueError, mgp.recipe, mgp.path, resume=False)
+    assert "epochs is 2 there and 3 here" in refusal(ValueError, quiet, replace(mgp.recipe, epochs=3), mgp.path)
+    assert "seed is 0 there and 1 here" in refusal(ValueError, quiet, mgp.recipe, mgp.path, seed=1)
+    assert "data is" in refusal(ValueError, quiet, mgp.recipe, mgp.path, data=data.load("digits", 40.0, seed=3))
+    assert "holds this run already" in refusal(ValueError, quiet, mgp.recipe, mgp.path, resume=False)
     assert snapshot(mgp.path) == before
     (tmp_path / "notes.txt").write_text("mine")
-    assert "not empty" in refusal(ValueError, mgp.recipe, tmp_path)
+    assert "not empty" in refusal(ValueError, quiet, mgp.recipe, tmp_path)
     assert snapshot(tmp_path) == {str(tmp_path / "notes.txt"): b"mine"}
 
 
 # --- failures while training -----------------------------------------------------------------------------------
-
-
-def without_times(run: runs.Run):
-    return run.curve.drop(columns=["seconds", "images_per_second"])
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
@@ -399,7 +353,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch, call):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, filling)
-        message = refusal(OSError, recipe, tmp_path / "run", save_seconds=0)
+        message = refusal(OSError, quiet, recipe, tmp_path / "run", save_seconds=0)
     assert "No space left" in message
     assert "last checkpoint is untouched" in message
     assert not list(tmp_path.rglob("*.partial"))
@@ -409,7 +363,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch, call):
     assert weights(run)
     resumed, whole = quiet(recipe, tmp_path / "run"), quiet(recipe, tmp_path / "whole")
     assert without_times(resumed).equals(without_times(whole))
-    assert all(torch.equal(v, weights(resumed)[k]) for k, v in weights(whole).items())
+    assert same(resumed, whole)
 
 
 def test_a_bad_loss_names_its_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
@@ -423,14 +377,14 @@ def test_a_bad_loss_names_its_step_and_keeps_the_checkpoint(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(losses, "cross_entropy", breaking)
-        message = refusal(train.TrainingDiverged, recipe, tmp_path / "run", save_seconds=0)
+        message = refusal(train.TrainingDiverged, quiet, recipe, tmp_path / "run", save_seconds=0)
     assert "the loss is nan at epoch 1, step 2, learning rate 0.001" in message
     assert "last good checkpoint is kept" in message
     run = runs.Run(tmp_path / "run")
     assert len(run.curve) == 1
     assert all(v.isfinite().all() for v in weights(run).values())
     resumed, whole = quiet(recipe, tmp_path / "run"), quiet(recipe, tmp_path / "whole")
-    assert all(torch.equal(v, weights(resumed)[k]) for k, v in weights(whole).items())
+    assert same(resumed, whole)
 
 
 def test_broken_weights_are_never_saved(tmp_path, monkeypatch):
@@ -446,7 +400,7 @@ def test_broken_weights_are_never_saved(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(losses, "cross_entropy", breaking)
-        message = refusal(train.TrainingDiverged, recipe, tmp_path, save_seconds=0)
+        message = refusal(train.TrainingDiverged, quiet, recipe, tmp_path, save_seconds=0)
     assert "a weight is NaN or infinite at epoch 1, step 4" in message
     assert len(runs.Run(tmp_path).curve) == 1
     assert all(v.isfinite().all() for v in weights(runs.Run(tmp_path)).values())
@@ -454,7 +408,7 @@ def test_broken_weights_are_never_saved(tmp_path, monkeypatch):
 
 def test_an_absurd_learning_rate_diverges(tmp_path):
     recipe = recipes.get("digits_vit_ce", **SHORT, base_lr=1e30)
-    assert "lower base_lr" in refusal(train.TrainingDiverged, recipe, tmp_path)
+    assert "lower base_lr" in refusal(train.TrainingDiverged, quiet, recipe, tmp_path)
 
 
 # --- precision, progress ---------------------------------------------------------------------------------------
@@ -465,7 +419,7 @@ def test_precisions_may_follow_each_other_in_one_process(tmp_path):
     full, half, again = (
         quiet(replace(recipe, precision=p), tmp_path / str(i)) for i, p in enumerate(("fp32", "bf16", "fp32"))
     )
-    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(full).items())
+    assert same(full, again)
     assert all(v.dtype == torch.float32 for v in weights(half).values())
     assert not torch.equal(weights(full)["model.head.weight"], weights(half)["model.head.weight"])
     assert half.curve["loss"].tolist() == pytest.approx(full.curve["loss"].tolist(), rel=0.05)
