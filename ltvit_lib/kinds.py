@@ -200,7 +200,7 @@ def override(recipe: Recipe, /, **overrides) -> Recipe:
         value = tuple(value) if isinstance(value, list) else value
         if not _fits(value, hints[key]):
             raise ValueError(f"{recipe.name}: {key} must be {_readable(hints[key])}, got {value!r}")
-        changed[key] = float(value) if _is_whole(value) and not _fits(value, hints[key], exact=True) else value
+        changed[key] = float(value) if isinstance(value, int) and not _fits(value, hints[key], exact=True) else value
     changed = replace(recipe, **changed)
     check(changed)
     return changed
@@ -209,10 +209,6 @@ def override(recipe: Recipe, /, **overrides) -> Recipe:
 def closest(name: str, known: list[str]) -> str:
     close = [] if name in known else difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _fits(value, hint, exact: bool = False) -> bool:
@@ -225,7 +221,7 @@ def _fits(value, hint, exact: bool = False) -> bool:
         return any(_fits(value, option, exact) for option in typing.get_args(hint))
     if isinstance(value, bool):
         return hint is bool
-    return isinstance(value, hint) or (hint is float and _is_whole(value) and not exact)
+    return isinstance(value, hint) or (hint is float and isinstance(value, int) and not exact)
 
 
 def _readable(hint) -> str:
