@@ -383,7 +383,7 @@ def _kind_problems(r: Finetune) -> dict[str, bool]:
     if isinstance(r, Distil):
         problems["alpha and beta must lie in 0..1"] = not (0 <= r.alpha <= 1 and 0 <= r.beta < 1)
         problems["a teacher with a view of its own sees whole images: set mixup and cutmix to 0"] = (
-            r.teacher_policy is not None and (r.mixup > 0 or r.cutmix > 0)
+            r.teacher_policy is not None and r.mixes
         )
     return problems
 

@@ -27,6 +27,8 @@ COLOURS = {
     "DeiT-LT, CLS": "#E69F00",
     "DeiT-LT, DIST": "#CC79A7",
     "Teacher CNN": "#009E73",
+    "CNN": "#000000",  # without a remedy for the tail
+    "CNN, CE": "#000000",
     "CE": "#999999",
     "Bal-CE": "#E69F00",
     "BCE": "#56B4E9",

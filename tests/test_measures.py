@@ -7,7 +7,7 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-from ltvit_lib import jobs, longtail, losses, recipes, runs, train
+from ltvit_lib import data, jobs, longtail, losses, recipes, runs, train
 
 import numpy as np
 import pandas as pd
@@ -120,6 +120,19 @@ def test_measures_of_what_is_there_and_a_word_on_what_is_not(folder, written, mo
     error = written("mgp_error_by_class")
     assert set(zip(error["scale"], error["trained on"])) == {("digits", "long-tailed")} and len(error) == 10
     assert set(written("ldam_curves")["recipe"]) == {"digits_vit_ce"}
+    assert written("one_pixel")[["recipe", "seed"]].to_numpy().tolist() == [["digits_vit_ce", 0]]
+
+
+def test_answers_to_images_moved_by_a_pixel(folder, monkeypatch):
+    run = next(run for run in measuring.finished(str(folder)) if run.recipe.name == "digits_vit_ce")
+    model, split = train.build(run)
+    moved = split.test.images.roll(1, dims=-1)
+    moved[..., 0] = 0
+    part = data.Images(moved, split.test.targets)
+    z = train.predict_logits(model, part, run.recipe, split.mean, split.std)["cls"]
+    for sign, kept in ((1, 1), (-1, 0)):
+        monkeypatch.setattr(runs.Run, "logits", lambda _, sign=sign: {"cls": sign * z})
+        assert measure.one_pixel(run)["kept"] == kept
 
 
 def test_nothing_run_gives_empty_tables(tmp_path, written, capsys):
