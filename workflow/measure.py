@@ -4,6 +4,7 @@ python workflow/measure.py runs
 """
 
 import sys
+from dataclasses import replace
 
 from ltvit_lib import augment, longtail, losses, metrics, models, recipes, runs, train
 
@@ -154,6 +155,20 @@ def _scored(run: runs.Run, split, column: str, value, scores: torch.Tensor) -> l
             for g, v in found.items() if g != "top1"]  # fmt: skip
 
 
+def one_pixel(run: runs.Run) -> dict:
+    """Answers kept when the test images move a pixel to the right; accuracies on the training images (notebook 03)."""
+    model, split = train.build(run)
+
+    def answers(part):
+        return train.predict_logits(model, part, run.recipe, split.mean, split.std)["cls"].argmax(1)
+
+    moved = torch.nn.functional.pad(split.test.images, (1, 0))[..., :-1]  # the left column becomes black
+    kept = answers(replace(split.test, images=moved)) == run.logits()["cls"].argmax(1)
+    right = metrics.per_class_accuracy(answers(split.train), split.train.targets, len(split.classes))
+    found = {"kept": kept.double().mean().item()} | {f"training, {g}": a for g, a in groups(right, split).items()}
+    return {"recipe": run.recipe.name, "seed": run.seed} | found
+
+
 ZOO = {"zoo_post_hoc": ("digits_mgp_ce", "digits_livt"), "tau_post_hoc": ("digits_mgp_bce", "digits_livt"),
        "ldam_curves": ("digits_vit_ce", "digits_vit_ldam")}  # fmt: skip
 RECONSTRUCTED = {  # recipe: scale, trained on
@@ -172,12 +187,25 @@ def zoo(found: list[runs.Run]) -> None:
     save("ldam_curves", sum(curves, []))
 
 
+FOUR = ("digits_vit_ce", "digits_vit_bal_ce", "digits_vit_bce", "digits_vit_bal_bce",
+        "digits_mgp_ce", "digits_mgp_bal_ce", "digits_mgp_bce", "digits_livt")  # fmt: skip
+
+
+def convergence(found: list[runs.Run]) -> None:
+    """Training curves of CE and BCE with and without the bias, from scratch and after MGP (notebook 08)."""
+    chosen = [run for run in found if run.recipe.name in FOUR]
+    curves = [measuring.curve_blocks(run, 5, loss="loss", accuracy="accuracy") for run in chosen]
+    save("loss_curves", sum(curves, []))
+
+
 def main(folder: str) -> None:
     found = measuring.finished(folder)
     unchanged = measuring.unchanged(found)
     measuring.name_missing({*CURVES, *RECONSTRUCTED, *sum(ZOO.values(), ())}, unchanged)
     zoo(unchanged)
+    convergence(unchanged)
     decision_study(found)
+    save("one_pixel", [one_pixel(r) for r in unchanged if r.recipe.name in ("digits_vit_ce", "digits_teacher_ce")])
     rows = [
         dict(zip(("scale", "trained on"), RECONSTRUCTED[run.recipe.name], strict=True))
         | {"seed": run.seed, "class": c, "error": error}
