@@ -116,11 +116,8 @@ def _size(recipe: Recipe) -> _Size:
     name = recipe.data
     if name in ("cifar10", "cifar100"):
         classes, (complete, test) = (10 if name == "cifar10" else 100), data.CIFAR_SIZES
-        most = complete // classes
-        counts = [recipe.per_class or most] * classes
-        if recipe.rho and not recipe.per_class:
-            counts = longtail.exponential_counts(most, classes, recipe.rho)
-        return _Size(classes, 3, sum(counts), test)
+        tail = longtail.exponential_counts(complete // classes, classes, recipe.rho or 1.0)
+        return _Size(classes, 3, recipe.per_class * classes if recipe.per_class else sum(tail), test)
     if name in large.PUBLISHED:
         whole = large.PUBLISHED[name]
         per_class = recipe.per_class or (large.PER_CLASS if name == "imagenet_bal" else None)
@@ -157,23 +154,32 @@ def _measure(recipe: Recipe, size: _Size) -> _Counts:
     """Counts a training pass over two images (one is too few for BatchNorm), halved."""
     model = _build(recipe, size)
     images = torch.empty(2, size.channels, recipe.image_size, recipe.image_size, device="meta")
+    kept: list[int] = []
+
+    def look(module, _, output):
+        """Elements of every layer's output that a gradient passes through."""
+        if isinstance(output, Tensor) and output.requires_grad and not isinstance(module, nn.Identity | nn.Dropout):
+            kept.append(output.numel())
+
     for module in model.modules():
         if getattr(module, "fused_attn", False):
             module.fused_attn = False  # fused attention is one operator, which the meta device does not count
-    kept: list[int] = []
+        if not list(module.children()):
+            module.register_forward_hook(look)
     with FlopCounterMode(display=False) as forward:
-        inputs = (images, recipe.mask_ratio) if isinstance(recipe, Pretrain) else (images,)
-        output = _watched(model, inputs, kept)
+        output = model(images, recipe.mask_ratio) if isinstance(recipe, Pretrain) else model(images)
+    elements = sum(kept)
     keys = FlopCounterMode(display=False)
     if isinstance(recipe, Contrast):
         with keys:
             model.encode_keys(images)
+    outputs = output if isinstance(output, tuple) else (output,)
     with FlopCounterMode(display=False) as backward:
-        output.backward()
+        sum(part.sum() for part in outputs if part.requires_grad).backward()
     parameters = list(model.parameters())
     return _Counts(
         forward.get_total_flops() / 2, backward.get_total_flops() / 2, keys.get_total_flops() / 2,
-        sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad), sum(kept) / 2,
+        sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad), elements / 2,
     )  # fmt: skip
 
 
@@ -192,19 +198,3 @@ def _build(recipe: Recipe, size: _Size) -> nn.Module:
     if isinstance(recipe, Distil):
         model.set_distilled_training(True)
     return model.train()
-
-
-def _watched(model: nn.Module, inputs: tuple, kept: list[int]) -> Tensor:
-    """The sum of what a model returns; on the way, elements of every layer's output that a gradient passes through."""
-
-    def look(module, _, output):
-        if isinstance(output, Tensor) and output.requires_grad and not isinstance(module, nn.Identity | nn.Dropout):
-            kept.append(output.numel())
-
-    hooks = [m.register_forward_hook(look) for m in model.modules() if not list(m.children())]
-    try:
-        output = model(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sum(part.sum() for part in output if part.requires_grad) if isinstance(output, tuple) else output.sum()

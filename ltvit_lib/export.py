@@ -31,6 +31,34 @@ LICENCE = (
     "MIT for the weights and the code. The training images keep their own terms, which may restrict what models "
     "trained on them may be used for."
 )
+CLASSIFY = """\
+```python
+from ltvit_lib import models
+
+from PIL import Image
+
+model = models.load(".")  # this folder
+pictures = [Image.new("RGB", ({side}, {side}))]  # yours: paths, PIL images, or uint8 (N, C, H, W)
+{answer}
+```"""
+ENCODE = """\
+```python
+from ltvit_lib import models
+
+model = models.load(".")  # this folder
+# model.forward_features(images): (N, 1 + patches, width), for normalised images
+```"""
+WITH_TIMM = """
+
+With timm alone, for normalised images:
+
+```python
+import ltvit_lib  # before timm; it registers the compact ViTs
+
+import timm
+
+model = timm.create_model("{name}"{arguments}, checkpoint_path="model.safetensors")
+```"""
 CITATIONS = """\
 ```bibtex
 @inproceedings{xu2023livt,
@@ -57,10 +85,7 @@ def write(run: Run, out: str | Path | None = None, split: Split | None = None) -
         )
     model = _plain(model.encoder if isinstance(run.recipe, Pretrain) else model)
     folder = run.path / "export" if out is None else Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot make {folder} ({error.strerror}): choose a folder that can be written") from None
+    runs.make_folder(folder)
     described = config(run, model, split)
     runs.write(folder / "model.safetensors", save(_weights(model), {"format": "pt"}))
     runs.write_json(folder / "config.json", described)
@@ -87,11 +112,15 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def config(run: Run, model: nn.Module, split: Split) -> dict:
-    """timm's fields; under "ltvit", what predictions under another prior need and where the weights come from."""
-    recipe = run.recipe
+    """timm's fields; under "ltvit", what predictions under another prior need and where the weights come from.
+
+    Where the recipe's data is a path of this machine, the data's name stands in its place.
+    """
+    recipe, changes = run.recipe, runs.changes(run.recipe)
+    changes |= {"data": split.name} if "data" in changes else {}
     classes = 0 if isinstance(recipe, Pretrain) else len(split.classes)
     arguments = {k: v for k, v in model.created.items() if k not in ("name", "drop_path_rate")}
-    arguments |= {"num_classes": classes}
+    arguments["num_classes"] = classes
     mean, std = STATISTICS["imagenet"] if recipe.normalise == "imagenet" else (split.mean, split.std)
     known = getattr(model, "pretrained_cfg", {})
     prepared = {
@@ -100,7 +129,7 @@ def config(run: Run, model: nn.Module, split: Split) -> dict:
         "first_conv": known.get("first_conv"), "classifier": known.get("classifier"), "license": "mit",
     }  # fmt: skip
     ours = {
-        "recipe": _public(recipe, split), "changes": _changes(recipe, split), "seed": run.seed,
+        "recipe": runs.fields_of(recipe) | {"data": split.name}, "changes": changes, "seed": run.seed,
         "data": split.name, "digest": run.identity["data"], "start": run.identity["start"], "counts": split.counts,
         "loss": getattr(recipe, "loss", "mean squared error on hidden patches"),
         "heads": head_rules(recipe, split.counts) if classes else {},
@@ -130,9 +159,8 @@ def head_rules(recipe: Finetune, counts: list[int]) -> dict[str, dict]:
     prior = torch.full_like(images, 1 / len(images)) if recipe.sampling == "classes" else images
     weighted = prior
     if recipe.drw_epoch is not None:
-        weighted = prior * longtail.drw_weights(
-            counts, recipe.epochs, recipe.drw_epoch, getattr(recipe, "beta", 0.9999)
-        )
+        beta = getattr(recipe, "beta", 0.9999)
+        weighted = prior * longtail.drw_weights(counts, recipe.epochs, recipe.drw_epoch, beta)
         weighted = weighted / weighted.sum()
     student = isinstance(recipe, Distil)
     unsmoothed = student and recipe.drw_epoch is not None and not recipe.drw_mixup
@@ -146,16 +174,6 @@ def head_rules(recipe: Finetune, counts: list[int]) -> dict[str, dict]:
     }
     dist = {"family": "ce", "scale": 1.0, "bias": None, "smoothing": 0.0, "prior": weighted.tolist()}
     return {"cls": cls, "dist": dist} if student else {"cls": cls}
-
-
-def _public(recipe: Recipe, split: Split) -> dict:
-    """The recipe's fields; a path of this machine becomes the data's name."""
-    return runs.fields_of(recipe) | {"data": split.name}
-
-
-def _changes(recipe: Recipe, split: Split) -> dict:
-    changed = runs.changes(recipe)
-    return changed | ({"data": split.name} if "data" in changed else {})
 
 
 # --- the card --------------------------------------------------------------------------------------------------
@@ -194,25 +212,14 @@ def _summary(recipe: Recipe, described: dict) -> str:
 
 def _loading(described: dict) -> str:
     """Code that runs in the folder."""
-    arguments = "".join(f", {k}={v!r}" for k, v in described["model_args"].items())
-    side = described["pretrained_cfg"]["input_size"][1]
     answer = 'print(models.label(model, pictures, test_prior="uniform"))  # or the prior that you expect'
     if any(rule["prior"] is None for rule in described["ltvit"]["heads"].values()):
         answer = "print(models.label(model, pictures))"
-    library = ["from ltvit_lib import models", "", 'model = models.load(".")  # this folder']
-    if not described["num_classes"]:
-        library += ["# model.forward_features(images): (N, 1 + patches, width), for normalised images"]
-    else:
-        library = [library[0], "", "from PIL import Image", *library[1:]]
-        library += [
-            f'pictures = [Image.new("RGB", ({side}, {side}))]  # yours: paths, PIL images, or uint8 (N, C, H, W)',
-            answer,
-        ]
-    text = "\n".join(["```python", *library, "```"])
+    side = described["pretrained_cfg"]["input_size"][1]
+    text = (CLASSIFY if described["num_classes"] else ENCODE).format(side=side, answer=answer)
     if not described["architecture"].endswith("_cifar") and "normed" not in described["model_args"]:
-        timm = ["import ltvit_lib  # before timm; it registers the compact ViTs", "", "import timm", "", "model = "]
-        timm[-1] += f'timm.create_model("{described["architecture"]}"{arguments}, checkpoint_path="model.safetensors")'
-        text += "\n\nWith timm alone, for normalised images:\n\n" + "\n".join(["```python", *timm, "```"])
+        arguments = "".join(f", {k}={v!r}" for k, v in described["model_args"].items())
+        text += WITH_TIMM.format(name=described["architecture"], arguments=arguments)
     if not described["num_classes"]:
         text += '\n\nTo fine-tune it: `train.fit(recipe, out, init="model.safetensors")`, for a recipe with `init`.'
     return text
@@ -266,13 +273,11 @@ def _metrics(recipe: Recipe, result: dict, groups: dict[str, Tensor]) -> str:
 
 
 def _limits(recipe: Recipe, described: dict) -> str:
-    use = (
-        "Research on long-tailed recognition, and classification of pictures like those of the training set into its "
-        "classes. "
-    )
-    if not described["num_classes"]:
+    use = "A start for fine-tuning on images like those it was trained on. It has no classifier and answers nothing. "
+    if described["num_classes"]:
         use = (
-            "A start for fine-tuning on images like those it was trained on. It has no classifier and answers nothing. "
+            "Research on long-tailed recognition, and classification of pictures like those of the training set into "
+            "its classes. "
         )
     rare = (
         "Rare classes were learnt from few images: expect them to be recognised less often, and their measured "

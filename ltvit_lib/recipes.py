@@ -461,26 +461,32 @@ for _size, _word in _SIZES.items():
         _add_bft("imagenet_lt", _size, _loss, *_rows, **_shorter)
 _add_bft("imagenet_lt", "b", "Bal-BCE", _livt("2", "LiVT *"), pixels=384)
 _add_bft("imagenet_bal", "b", "CE", _livt("1", "ImageNet-BAL", "MAE"))
-# What the text has, one at a time and together; equation 10 adds log(C - 1) to the bias.
-_equation_10 = dict(loss_options={"test_prior": "uniform"})
-_written = dict(warmup_epochs=10.0, betas=(0.9, 0.99))
-for _ending, _changes in {
-    "_bias": _equation_10,
-    "_warmup": dict(warmup_epochs=_written["warmup_epochs"]),
-    "_beta2": dict(betas=_written["betas"]),
-    "": _written | _equation_10
-    | dict(batch_size=1024, base_lr=1e-3, smoothing=0.0, init="paper_imagenet_lt_mgp_b_as_written"),
-}.items():  # fmt: skip
-    _base = _RECIPES["paper_imagenet_lt_livt_b"]
-    _add(replace(_base, name=f"{_base.name}{_ending}_as_written", **_changes))
+# What the text has, one at a time and together.
+_WRITTEN = {
+    "bias": dict(loss_options={"test_prior": "uniform"}),  # equation 10, which adds log(C - 1)
+    "warmup": dict(warmup_epochs=10.0),
+    "beta2": dict(betas=(0.9, 0.99)),
+}
+_written = _WRITTEN["bias"] | _WRITTEN["warmup"] | _WRITTEN["beta2"]
+
+
+def _add_as_written(livt: Finetune) -> None:
+    for ending, changes in _WRITTEN.items():
+        _add(replace(livt, name=f"{livt.name}_{ending}_as_written", **changes))
+
+
+_base = _RECIPES["paper_imagenet_lt_livt_b"]
+_add_as_written(_base)
+_changes = dict(batch_size=1024, base_lr=1e-3, smoothing=0.0, init="paper_imagenet_lt_mgp_b_as_written")
+_add(replace(_base, name=f"{_base.name}_as_written", **_written, **_changes))
 
 # Tables 3 and 5, Figure 2
 _add_bft("inat18", "b", "CE", _livt("3", "MAE"))
 _add_bft("inat18", "b", "Bal-BCE", _livt("3", "LiVT"))
 _add_bft("inat18", "b", "Bal-BCE", _livt("3", "LiVT *"), pixels=384)
-_written_inat18 = _written | _equation_10 | dict(batch_size=1024, layer_decay=0.75, drop_path=0.2)
 _base = _RECIPES["paper_inat18_livt_b"]
-_add(replace(_base, name=f"{_base.name}_as_written", init="paper_inat18_mgp_b_as_written", **_written_inat18))
+_changes = dict(batch_size=1024, layer_decay=0.75, drop_path=0.2, init="paper_inat18_mgp_b_as_written")
+_add(replace(_base, name=f"{_base.name}_as_written", **_written, **_changes))
 for _data, _word in (("imagenet_bal", "BAL"), ("imagenet_lt", "LT")):
     for _loss in ("CE", "Bal-BCE"):
         _from = dict(ending=f"_from_{_data}", init=f"paper_{_data}_mgp_b")
@@ -552,11 +558,7 @@ def _add_cifar_livt(name: str, data: str, rho: float) -> None:
         recipe = _add(recipe, _livt("7", loss, column))
         if "mixup" not in changes:
             _add(replace(recipe, name=f"{recipe.name}_plain", **_plain))
-    livt = _RECIPES[_bft_name(name, "b", "Bal-BCE")]
-    _add(replace(livt, name=f"{livt.name}_bias_as_written", **_equation_10))
-    for change in ("warmup_epochs", "betas"):
-        ending = {"warmup_epochs": "warmup", "betas": "beta2"}[change]
-        _add(replace(livt, name=f"{livt.name}_{ending}_as_written", **{change: _written[change]}))
+    _add_as_written(_RECIPES[_bft_name(name, "b", "Bal-BCE")])
 
 
 for _name, _data, _rho in (

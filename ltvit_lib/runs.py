@@ -79,9 +79,9 @@ def from_parameters(names: dict, allowed: tuple[str, ...]) -> Recipe:
         ValueError: a parameter that is not in `allowed`, an unknown recipe or override, overrides that are no mapping.
     """
     for cell in names.get("In", ()):
-        for given in _assigned(cell) if cell.startswith("# Parameters") else ():
-            if given not in allowed:
-                raise ValueError(f"unknown parameter {given!r}; this notebook takes {', '.join(allowed)}")
+        for node in ast.walk(ast.parse(cell)) if cell.startswith("# Parameters") else ():
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id not in allowed:
+                raise ValueError(f"unknown parameter {node.id!r}; this notebook takes {', '.join(allowed)}")
     changed = names["overrides"] or {}
     if isinstance(changed, str):
         try:
@@ -91,11 +91,6 @@ def from_parameters(names: dict, allowed: tuple[str, ...]) -> Recipe:
     if not isinstance(changed, dict):
         raise ValueError(f"overrides must map fields to values, such as epochs: 2, got {changed!r}")
     return recipes.get(names["recipe"], **changed)
-
-
-def _assigned(cell: str) -> list[str]:
-    targets = [t for node in ast.parse(cell).body if isinstance(node, ast.Assign) for t in node.targets]
-    return [t.id for t in targets if isinstance(t, ast.Name)]
 
 
 def write(path: Path, content: bytes) -> None:
@@ -122,6 +117,14 @@ def write(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     write(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder that may be there; OSError in one sentence."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make {path} ({error.strerror}): choose a folder that can be written") from None
 
 
 @dataclass(frozen=True)
@@ -204,12 +207,7 @@ def recipe_from(fields: dict) -> Recipe:
 
 def identity(recipe: Recipe, seed: int, digest: str, start: dict) -> dict:
     """What makes two runs the same run. `start` names the runs it began from: init, teacher."""
-    return {
-        "recipe": fields_of(recipe),
-        "seed": seed,
-        "data": digest,
-        "start": start,
-    }
+    return {"recipe": fields_of(recipe), "seed": seed, "data": digest, "start": start}
 
 
 def difference(there: dict, here: dict) -> str:
@@ -242,10 +240,7 @@ def open_run(out: str | Path, wanted: dict, resume: bool) -> Run:
     started = {"lock", "env.json", "env.json.partial", "recipe.json.partial"}  # what a killed start leaves
     if run.path.is_dir() and {f.name for f in run.path.iterdir()} - started:
         raise ValueError(f"{run.path} is not empty and holds no run: choose another folder")
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot make {run.path} ({error.strerror}): choose a folder that can be written") from None
+    make_folder(run.path)
     with lock(run):  # two processes may be here at once
         if not (run.path / "recipe.json").is_file():
             write_json(run.path / "env.json", environment())
@@ -296,8 +291,8 @@ def device_name() -> str:
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        model = names[0] if names else model
+        names = (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+        model = next(names, model)
     return f"{model}, {torch.get_num_threads()} threads"
 
 
@@ -400,19 +395,22 @@ def ledger(path: Path = LEDGER) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"data": str, "commit": str})
 
 
+def counted(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of unchanged recipes, evaluated on the test set: those that tables and figures show."""
+    return rows[(rows["overrides"].fillna("") == "") & (rows["evaluated_on"] == "test")]
+
+
 def shots(methods: dict[str, tuple[str, str]], table: pd.DataFrame | None = None) -> pd.DataFrame:
     """The ledger's accuracies as `plots.plot_shot_accuracy` wants them: method, group, accuracy, seed, recipe, head.
 
     Args:
         methods: label -> (recipe, head), in the order of the figure.
-        table: rows to look in; None: the ledger, unchanged recipes evaluated on the test set.
+        table: rows to look in; None: those of the ledger that are `counted`.
 
     Raises:
         ValueError: a recipe and head without a row.
     """
-    if table is None:
-        table = ledger()
-        table = table[table["overrides"].isna() & (table["evaluated_on"] == "test")]
+    table = counted(ledger()) if table is None else table
     parts = []
     for method, (recipe, head) in methods.items():
         rows = table[(table["recipe"] == recipe) & (table["head"] == head)]
@@ -439,15 +437,13 @@ def against_paper(rows: pd.DataFrame | None = None) -> pd.DataFrame:
     """Every published number that a recipe here owns (`recipes.cells`), beside the mean of ours over seeds.
 
     Args:
-        rows: of the ledger, or `pd.DataFrame(ledger_rows(run))`; None: the ledger. Only unchanged recipes count,
-            evaluated on the test set.
+        rows: of the ledger, or `pd.DataFrame(ledger_rows(run))`; None: the ledger. See `counted`.
 
     Returns:
         A row a published number: paper, table, row, column, recipe, head, metric, then in percent published, ours,
         difference (ours - published) and sd (sample sd over seeds; NaN for one), and n; n = 0 where nothing was run.
     """
-    rows = ledger() if rows is None else rows
-    rows = rows[(rows["overrides"].fillna("") == "") & (rows["evaluated_on"] == "test")]
+    rows = counted(ledger() if rows is None else rows)
     metrics = [m for m in ("all", "many", "medium", "few", "head_classes", "mid", "tail", "ece", "mce") if m in rows]
     ours = rows.melt(["recipe", "head"], metrics, "metric", "ours").replace({"metric": {"head_classes": "head"}})
     keys = ["recipe", "head", "metric"]
@@ -463,29 +459,32 @@ def ledger_rows(run: Run) -> list[dict]:
     """One row for each head of a finished run (one without accuracies for a pre-training run).
 
     `best_over_epochs` and `best_epoch` (0 is the first, as in metrics.csv) stand beside the headline, which is the last
-    epoch's; they are empty where nothing was evaluated while training. `teraflops` and `utilisation`: see `_speed`.
+    epoch's; they are empty where nothing was evaluated while training. `start`: digests of the weights that it began
+    from, such as `teacher:1a2b3c4d5e6f`. `teraflops` and `utilisation`: see `_speed`.
     """
     recipe, result, env = run.recipe, run.result, json.loads((run.path / "env.json").read_text())
     changed, curve = changes(recipe), run.curve
     common = {
         "recipe": recipe.name, "overrides": json.dumps(changed) if changed else "", "seed": run.seed,
-        "data": run.identity["data"], "start": _started_from(run.identity["start"]), "epochs": recipe.epochs,
-        "evaluated_on": recipe.evaluate_on,
+        "data": run.identity["data"],
+        "start": " ".join(f"{what}:{digest}" for what, digest in run.identity["start"].items() if digest),
+        "epochs": recipe.epochs, "evaluated_on": recipe.evaluate_on,
     }  # fmt: skip
     cost = {k: result[k] for k in ("final_loss", "seconds", "images_per_second", "peak_memory_mib")}
-    cost |= _speed(recipe, result, env["device"])
-    heads = result["heads"] or {"": {}}
-    return [
-        common | {"head": head} | _numbers(values) | _best(curve, head) | cost
-        | {k: env[k] for k in ("device", "torch", "timm", "commit")}
-        for head, values in heads.items()
-    ]  # fmt: skip
+    cost |= _speed(recipe, result, env["device"]) | {k: env[k] for k in ("device", "torch", "timm", "commit")}
+    rows = []
+    for head, values in (result["heads"] or {"": {}}).items():
+        single = {k: v for k, v in values.items() if not isinstance(v, list)}
+        # the group `head` becomes `head_classes`, since a column `head` names the token
+        single = {"head_classes" if k == "head" else k: v for k, v in single.items()}
+        rows.append(common | {"head": head} | single | _best(curve, head) | cost)
+    return rows
 
 
 def _best(curve: pd.DataFrame, head: str) -> dict:
     evaluated = curve.set_index("epoch").get(f"eval_{head}", pd.Series(dtype=float)).dropna()
-    found = {"best_over_epochs": evaluated.max(), "best_epoch": evaluated.idxmax()} if len(evaluated) else {}
-    return {"best_over_epochs": math.nan, "best_epoch": math.nan} | found
+    best_epoch = evaluated.idxmax() if len(evaluated) else math.nan
+    return {"best_over_epochs": evaluated.max(), "best_epoch": best_epoch}
 
 
 def _speed(recipe: Recipe, result: dict, device: str) -> dict:
@@ -497,16 +496,6 @@ def _speed(recipe: Recipe, result: dict, device: str) -> dict:
     with contextlib.suppress(ValueError, OSError):
         achieved = costs.estimate(recipe).flops_per_image * result["images_per_second"]
     return {"devices": devices, "teraflops": achieved / 1e12, "utilisation": achieved / (devices * peak)}
-
-
-def _started_from(start: dict) -> str:
-    """Digests of the weights that a run began from, such as `teacher:1a2b3c4d5e6f`."""
-    return " ".join(f"{what}:{digest}" for what, digest in start.items() if digest)
-
-
-def _numbers(values: dict) -> dict:
-    """A head's single numbers; the group `head` becomes `head_classes`, since a column `head` names the token."""
-    return {"head_classes" if k == "head" else k: v for k, v in values.items() if not isinstance(v, list)}
 
 
 def record(folders: list[Run], path: Path = LEDGER) -> pd.DataFrame:

@@ -105,6 +105,18 @@ def test_curves_are_averaged_over_blocks(tmp_path):
     assert all(math.isnan(row["test"]) and row["recipe"] == "digits_vit_ce" for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [(measure, "digits_vit_ce"), (measure, "digits_mgp"), (teachers, TEACHER), (experts, STUDENT),
+     (analyses, "digits_vit_ce")],
+)  # fmt: skip
+def test_a_run_on_other_images_is_refused(tmp_path, written, script, name):
+    run = made_up(tmp_path, name)
+    runs.write_json(run.path / "recipe.json", run.identity | {"data": "0123456789ab"})
+    with pytest.raises(SystemExit, match=rf"^{run.path} was trained on other images \(0123456789ab, here \w+\): .*$"):
+        script.main(str(tmp_path))
+
+
 def test_measures_of_what_is_there_and_a_word_on_what_is_not(folder, written, monkeypatch, capsys):
     monkeypatch.setattr(measure, "SHIFTS", [0.0, 0.5, 1.0])
     monkeypatch.setattr(measure.error_by_class, "__defaults__", (1,))
@@ -208,7 +220,10 @@ def test_tables_of_the_teachers(folder, written, monkeypatch, capsys):
     monkeypatch.setattr(teachers.answers, "__defaults__", (2,))
     monkeypatch.setattr(teachers.flatness, "__defaults__", (20,))
     monkeypatch.setattr(teachers.ends_of_spectrum, "__defaults__", (3,))
+    pd.DataFrame({"view": ["weak"]}).to_csv(teachers.picture_file().with_suffix(".csv"), index=False)
+    teachers.picture_file().write_bytes(b"of a teacher that is gone")
     teachers.main(str(folder))
+    assert written("shown_to_teacher").empty and not teachers.picture_file().exists()
     assert "left out, since not run: digits_deit, " in capsys.readouterr().out
     answers = written("teacher_answers")
     seen = answers.groupby("view")[["images", "answers"]].sum()

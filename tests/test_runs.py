@@ -276,7 +276,6 @@ def test_the_ledger_has_a_row_a_run_and_head(tmp_path):
     changed = table[table["seed"] == 1].iloc[0]
     assert json.loads(changed["overrides"]) == {"epochs": 20}
     assert changed["epochs"] == 20
-    assert runs._started_from({"init": "", "teacher": "1a2b"}) == "teacher:1a2b"
     assert changed["data"] == "0123456789ab", "a digest of digits alone stays text"
 
 

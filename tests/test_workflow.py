@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from ltvit_lib import recipes, runs
+from ltvit_lib import recipes, runs, train
 
 import nbformat
 import pytest
@@ -268,6 +268,9 @@ def test_a_failure_leaves_the_others_alone_and_is_repeated(plan, tmp_path):
     teacher, student, vit, mgp = plan.plan(wanted, length=length)
     assert [run.recipe.name for run in (teacher, student, vit, mgp)] == [TEACHER, *wanted.split(",")]
     finished = finish(mgp)
+    train.fit(vit.recipe, vit.folder, vit.seed, progress=False)
+    (vit.folder / "result.json").unlink()  # as if it had been interrupted before its last evaluation
+    curve = (vit.folder / "metrics.csv").stat().st_mtime_ns
     teacher.folder.mkdir(parents=True)
     stranger = teacher.folder / "notes.txt"
     stranger.write_text("not a run")
@@ -278,16 +281,16 @@ def test_a_failure_leaves_the_others_alone_and_is_repeated(plan, tmp_path):
     assert re.search(f"^{sentence}", failed.stderr, re.MULTILINE), failed.stderr
     assert stranger.read_text() == "not a run"
     assert vit.finished
+    assert (vit.folder / "metrics.csv").stat().st_mtime_ns == curve, "trained again instead of continued"
     assert not student.folder.exists()
 
     stranger.unlink()
-    (vit.folder / "result.json").unlink()  # as if it had been interrupted before its last evaluation
-    curve = (vit.folder / "metrics.csv").stat().st_mtime_ns
+    results = {run.name: (run.folder / "result.json").stat().st_mtime_ns for run in (mgp, vit)}
     repeated = snakemake(tmp_path, f"table={wanted}", f"length={length}")
     assert repeated.returncode == 0, repeated.stderr
-    assert teacher.finished and student.finished and vit.finished
-    assert (vit.folder / "metrics.csv").stat().st_mtime_ns == curve, "trained again instead of continued"
-    assert finished.read_text() == "{}", "a finished run was repeated"
+    assert teacher.finished and student.finished
+    again = [run.name for run in (mgp, vit) if (run.folder / "result.json").stat().st_mtime_ns != results[run.name]]
+    assert not again and finished.read_text() == "{}", "a finished run was repeated"
     assert runs.Run(student.folder).identity["start"]["teacher"]
     pages = tmp_path / "runs" / "executed"
     found = {str(path.relative_to(pages)) for path in pages.rglob("*.ipynb")}

@@ -8,7 +8,7 @@ head, rollout, feature rank and its spectrum.
 
 import sys
 
-from ltvit_lib import attention, augment, plots, rank, runs, train
+from ltvit_lib import attention, augment, plots, rank, runs
 
 import measuring
 import torch
@@ -66,7 +66,7 @@ def rollout_numbers(maps: Tensor, grid: tuple[int, int], patch: int, brightness:
 
 def survey(run: runs.Run) -> dict[str, list[dict]]:
     """Rows of each table for one run."""
-    model, split = train.build(run)
+    model, split = measuring.build(run)
     common, tail = {"recipe": run.recipe.name, "seed": run.seed}, split.groups["few"].nonzero().flatten()
     grid, patch = model.patch_embed.grid_size, model.patch_embed.patch_size[0]
     tokens, measured = token_names(model), {name: [] for name in TABLES}

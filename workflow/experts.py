@@ -11,7 +11,8 @@ from ltvit_lib import augment, jobs, longtail, losses, metrics, runs, train
 import measuring
 import numpy as np
 import torch
-from measure import groups, save
+from measure import decider, save
+from measuring import by_group
 from torch import Tensor
 
 WEIGHTS = [i / 20 for i in range(21)]  # w of w CLS + (1 - w) DIST
@@ -46,13 +47,8 @@ def experts(run: runs.Run, prior: Tensor, dist: Tensor | None, part: dict) -> di
     The last epochs of a run with DRW have hard labels, those before them smoothed ones, and nothing undoes mixup: CLS
     is read both without smoothing and with that of the recipe. `both` also moves DIST, from the prior of `dist_prior`.
     """
-    uniform, bias = torch.full_like(prior, 1 / len(prior)), None
-    decide = losses.decide_ce
-    if run.recipe.loss == "balanced_ce":
-        bias = losses.logit_bias_ce(prior)
-    if run.recipe.loss == "balanced_bce":
-        decide, bias = losses.decide_bce, losses.logit_bias_bce(prior)
-    moved, undone = (decide(part["cls"], prior, uniform, bias, e) for e in (0.0, run.recipe.smoothing))
+    uniform, decide = torch.full_like(prior, 1 / len(prior)), decider(run, prior)
+    moved, undone = decide(part["cls"], uniform, 0.0), decide(part["cls"], uniform)
     found = {"as trained": part["cls"], "CLS moved": moved, "CLS moved, smoothing undone": undone}
     found = {name: (cls, part["dist"]) for name, cls in found.items()}
     if dist is not None:
@@ -64,11 +60,6 @@ def combined(cls: Tensor, dist: Tensor) -> dict[str, Tensor]:
     """Scores of both experts alone and of their two averages; softmax turns each into probabilities."""
     mean = (cls.softmax(1) + dist.softmax(1)) / 2
     return {"CLS": cls, "DIST": dist, "average of logits": (cls + dist) / 2, "average of probabilities": mean.log()}
-
-
-def by_group(scores: Tensor, targets: Tensor, split) -> dict[str, float]:
-    """Accuracies: all, head, mid, tail."""
-    return groups(metrics.per_class_accuracy(scores.argmax(1), targets, len(split.counts)), split)
 
 
 def rules(split, heads: dict[str, tuple[Tensor, Tensor]], target: Tensor) -> list[dict]:
@@ -121,12 +112,12 @@ def weights(split, heads: dict[str, tuple[Tensor, Tensor]], target: Tensor) -> l
     ]
 
 
-def chosen(run: runs.Run, dist: Tensor | None) -> list[dict]:
+def chosen(run: runs.Run, split, dist: Tensor | None) -> list[dict]:
     """w, or t at w = 1/2, chosen on the validation part of a run that held one out, then measured on the test set.
 
     The rules without a choice stand beside them, on the same network: it learned from nine tenths of the images.
     """
-    model, split = train.build(run)
+    model, _ = train.build(run, split)
     prior, val = longtail.prior(split.counts), run.logits()
     test = train.predict_logits(model, split.test, run.recipe, split.mean, split.std) | {"targets": split.test.targets}
     parts = [(experts(run, prior, dist, part), part["targets"]) for part in (val, test)]
@@ -140,9 +131,7 @@ def chosen(run: runs.Run, dist: Tensor | None) -> list[dict]:
 
     rows = []
     for rule, options in candidates.items():
-        found = [score(parts[0], *option)["all"] for option in options]
-        best = [o for o, a in zip(options, found, strict=True) if a > max(found) - 1e-9]
-        name, w, t = best[len(best) // 2]  # among equals the middle one
+        name, w, t = measuring.most_accurate(options, (score(parts[0], *option)["all"] for option in options))
         values = score(parts[1], name, w, t)
         rows += [{"rule": rule, "w": w, "t": t, "group": g, "accuracy": a} for g, a in values.items()]
     return rows
@@ -173,10 +162,10 @@ def main(folder: str) -> None:
     students = [run for run in finished if run.recipe.kind == "distil"]
     held_out = measuring.held_out(students)
     for run in measuring.unchanged(students) + held_out:
-        split, part = train.load_split(run.recipe, run.seed), run.logits()
+        split, part = measuring.load_split(run), run.logits()
         dist = prior_of_dist(run, split, finished)
         if run in held_out:
-            new = {"chosen": chosen(run, dist)}
+            new = {"chosen": chosen(run, split, dist)}
         else:
             heads = experts(run, longtail.prior(split.counts), dist, part)
             new = {

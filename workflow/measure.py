@@ -15,7 +15,7 @@ import torch
 
 def error_by_class(run: runs.Run, masks: int = 10) -> list[float]:
     """Mean reconstruction error on hidden patches of each class's test images, over several random masks."""
-    mae, split = train.build(run)
+    mae, split = measuring.build(run)
     recipe, generator = run.recipe, torch.Generator().manual_seed(0)
     totals = torch.zeros(len(split.test))
     for index in torch.arange(len(split.test)).split(1000):
@@ -34,13 +34,16 @@ CURVES = ("digits_livt", "digits_livt_mixup", "laptop_livt", "laptop_vit_bal_bce
 
 
 def decider(run: runs.Run, prior: torch.Tensor):
-    """(logits, test prior) -> scores: the Bayes rule, if this run's logits were its loss's optimum."""
+    """(logits, test prior) -> scores: the Bayes rule, if this run's logits were its loss's optimum.
+
+    A third argument stands for the recipe's label smoothing.
+    """
     recipe = run.recipe
     binary = recipe.loss in ("bce", "balanced_bce")
     decide, bias = (losses.decide_bce, losses.logit_bias_bce) if binary else (losses.decide_ce, losses.logit_bias_ce)
     options = recipes.loss_arguments(recipe, prior, prior)
     added = options.get("tau", 1.0) * bias(prior, options.get("test_prior")) if "balanced" in recipe.loss else None
-    return lambda logits, test_prior: decide(logits, prior, test_prior, added, recipe.smoothing)
+    return lambda logits, test_prior, smoothing=recipe.smoothing: decide(logits, prior, test_prior, added, smoothing)
 
 
 NAMES = {"balanced_bce": "repaired", "balanced_ce": "decide_ce", "cross_entropy": "adjusted", "bce": "adjusted"}
@@ -52,24 +55,19 @@ def decisions(run: runs.Run) -> list[dict]:
     Groups are of a balanced test. `long-tailed` and `inverted` are other test priors, for which the second rule decides
     anew; the accuracy is then the classes' weighted by that prior.
     """
-    split, logits = train.load_split(run.recipe, run.seed), run.logits()
-    prior, decide, rows = longtail.prior(split.counts), decider(run, longtail.prior(split.counts)), []
+    split, logits, rows = measuring.load_split(run), run.logits(), []
+    prior = longtail.prior(split.counts)
+    decide = decider(run, prior)
     tests = {"uniform": torch.full_like(prior, 1 / len(prior)), "long-tailed": prior, "inverted": prior.flip(0)}
     for method in ("raw argmax", NAMES[run.recipe.loss]):
         found = {}
         for name, test in tests.items():
             scores = logits["cls"] if method == "raw argmax" else decide(logits["cls"], test)
             right = metrics.per_class_accuracy(scores.argmax(1), logits["targets"], len(prior))
-            found |= {name: (right * test).sum().item()} if name != "uniform" else groups(right, split)
+            found |= {name: (right * test).sum().item()} if name != "uniform" else measuring.group_means(right, split)
         common = {"recipe": run.recipe.name, "seed": run.seed, "method": method}
         rows += [common | {"group": group, "accuracy": value} for group, value in found.items()]
     return rows
-
-
-def groups(right: torch.Tensor, split) -> dict[str, float]:
-    """Means of (C,) accuracies: all, head, mid, tail."""
-    names = {metrics.INDEX_GROUPS[name]: right[mask].mean().item() for name, mask in split.groups.items()}
-    return {"all": right.mean().item()} | names
 
 
 def leaning(run: runs.Run) -> tuple[list[dict], list[dict]]:
@@ -79,17 +77,16 @@ def leaning(run: runs.Run) -> tuple[list[dict], list[dict]]:
     it: the t with which as many test images are called tail classes as by the repaired rule (looking at no label), and
     the t that is best on the test set itself.
     """
-    split, recipe, part = train.load_split(run.recipe, run.seed), run.recipe, run.logits()
+    split, recipe, part = measuring.load_split(run), run.recipe, run.logits()
     prior = longtail.prior(split.counts)
 
     def by_group(scores: torch.Tensor) -> dict[str, float]:
-        return groups(metrics.per_class_accuracy(scores.argmax(1), part["targets"], len(prior)), split)
+        return measuring.by_group(scores, part["targets"], split)
 
     chosen = {"raw argmax": 0.0}
     if recipe.evaluate_on == "val":
-        found = [by_group(part["cls"] - t * prior.log())["all"] for t in SHIFTS]
-        best = [t for t, a in zip(SHIFTS, found, strict=True) if a > max(found) - 1e-9]
-        chosen["shift, t chosen on validation"] = best[len(best) // 2]  # among equals the middle one
+        found = (by_group(part["cls"] - t * prior.log())["all"] for t in SHIFTS)
+        chosen["shift, t chosen on validation"] = measuring.most_accurate(SHIFTS, found)
         model, _ = train.build(run, split)
         part = train.predict_logits(model, split.test, recipe, split.mean, split.std) | {"targets": split.test.targets}
     logits, repaired = part["cls"], {}
@@ -127,7 +124,7 @@ def decision_study(found: list[runs.Run]) -> None:
 
 def post_hoc(run: runs.Run) -> list[dict]:
     """What a finished network of the zoo gives under rules that need no training of their own (notebook 06)."""
-    model, split = train.build(run)
+    model, split = measuring.build(run)
     name, z, prior = run.recipe.name, run.logits()["cls"], longtail.prior(split.counts)
     if name == "digits_mgp_ce":
         models.tau_normalise(model, 1.0)
@@ -141,7 +138,7 @@ def post_hoc(run: runs.Run) -> list[dict]:
 
 def tau_sweep(run: runs.Run) -> list[dict]:
     """A Bal-BCE or BCE run's test logits moved from its own tau to others: z + (tau_trained - tau) B."""
-    split, z = train.load_split(run.recipe, run.seed), run.logits()["cls"]
+    split, z = measuring.load_split(run), run.logits()["cls"]
     bias = losses.logit_bias_bce(longtail.prior(split.counts))
     trained = run.recipe.loss_options.get("tau", 1.0) if run.recipe.loss == "balanced_bce" else 0.0
     grid = [i / 10 for i in range(21)]

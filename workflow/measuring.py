@@ -1,10 +1,12 @@
-"""What the scripts that measure have in common: which runs count, and how a table in figures/data is written."""
+"""What the scripts that measure share: which runs count, on which data, and how a table in figures/data is written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from ltvit_lib import plots, runs
+from ltvit_lib import metrics, plots, runs, train
+from ltvit_lib.data import Split
 
 import pandas as pd
+from torch import Tensor, nn
 
 
 def finished(folder: str) -> list[runs.Run]:
@@ -30,6 +32,44 @@ def name_missing(wanted: Iterable[str], found: Iterable[runs.Run]) -> None:
     """Says which recipes have no run, and so no rows."""
     if missing := sorted(set(wanted) - {run.recipe.name for run in found}):
         print(f"left out, since not run: {', '.join(missing)}")
+
+
+def load_split(run: runs.Run) -> Split:
+    """The data that a run was trained on.
+
+    Raises:
+        SystemExit: the data here are others, in one sentence.
+    """
+    split, there = train.load_split(run.recipe, run.seed), run.identity["data"]
+    if split.digest != there:
+        raise SystemExit(
+            f"{run.path} was trained on other images ({there}, here {split.digest}): point LTVIT_DATA at those, or "
+            "move the run elsewhere"
+        )
+    return split
+
+
+def build(run: runs.Run) -> tuple[nn.Module, Split]:
+    """`train.build` with the data that the run was trained on."""
+    return train.build(run, load_split(run))
+
+
+def by_group(scores: Tensor, targets: Tensor, split: Split) -> dict[str, float]:
+    """Accuracies of the largest score (N, C): all, head, mid, tail."""
+    return group_means(metrics.per_class_accuracy(scores.argmax(1), targets, len(split.counts)), split)
+
+
+def group_means(right: Tensor, split: Split) -> dict[str, float]:
+    """Means of (C,) accuracies: all, head, mid, tail."""
+    names = {metrics.INDEX_GROUPS[name]: right[mask].mean().item() for name, mask in split.groups.items()}
+    return {"all": right.mean().item()} | names
+
+
+def most_accurate(options: Sequence, accuracies: Iterable[float]):
+    """The option of the highest accuracy, among equals the middle one."""
+    accuracies = list(accuracies)
+    best = [option for option, a in zip(options, accuracies, strict=True) if a > max(accuracies) - 1e-9]
+    return best[len(best) // 2]
 
 
 def curve_blocks(run: runs.Run, every: int, **columns: str) -> list[dict]:

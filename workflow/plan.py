@@ -3,14 +3,13 @@
 workflow/Snakefile orders, starts and repeats what is planned here. A run is named as its folder: recipe/seed0.
 """
 
-import difflib
 import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltvit_lib import costs, recipes, runs
+from ltvit_lib import costs, kinds, recipes, runs
 from ltvit_lib.recipes import Recipe
 
 import pandas as pd
@@ -58,12 +57,9 @@ class Planned:
         chosen = {"recipe": self.recipe.name, "seed": self.seed, "out": str(self.folder)}
         folders = {run.recipe.name: str(run.folder) for run in self.needs}
         start = {what: getattr(self.recipe, what, None) for what in ("init", "teacher")}
-        return chosen | {what: folders[name] for what, name in start.items() if name} | self._changed
-
-    @property
-    def _changed(self) -> dict:
+        chosen |= {what: folders[name] for what, name in start.items() if name}
         changed = runs.changes(self.recipe)
-        return {"overrides": json.dumps(changed)} if changed else {}
+        return chosen | ({"overrides": json.dumps(changed)} if changed else {})
 
 
 def tables() -> dict[str, tuple[str, str]]:
@@ -90,9 +86,9 @@ def targets(wanted: str) -> list[str]:
         elif one in names:
             found.append(one)
         else:
-            close = difflib.get_close_matches(one, [*published, *OWN, *names], n=1)
-            meant = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"no table or recipe {one!r}{meant}; tables: {', '.join([*published, *OWN])}")
+            tables_here = [*published, *OWN]
+            close = kinds.closest(one, [*tables_here, *names])
+            raise ValueError(f"no table or recipe {one!r}{close}; tables: {', '.join(tables_here)}")
     return list(dict.fromkeys(found))
 
 
@@ -128,15 +124,9 @@ def estimates(planned: list[Planned]) -> pd.DataFrame:
     rows = []
     for run in planned:
         cost, state = costs.estimate(run.recipe), runs.Run(run.folder).status
-        rows.append(
-            {
-                "run": run.name,
-                "GPU-hours": cost.hours * run.left,
-                "disk, GiB": 0.0 if run.finished else cost.disk_gib,
-                "state": state.removeprefix(str(run.folder)).strip(),
-            }
-        )
-    return pd.DataFrame(rows)
+        hours, disk = cost.hours * run.left, 0.0 if run.finished else cost.disk_gib
+        rows.append((run.name, hours, disk, state.removeprefix(str(run.folder)).strip()))
+    return pd.DataFrame(rows, columns=["run", "GPU-hours", "disk, GiB", "state"])
 
 
 def summary(planned: list[Planned]) -> str:

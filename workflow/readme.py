@@ -67,8 +67,7 @@ def nearest(row: tuple[str, str, str] | None) -> str:
 
 
 def table(rows: list) -> str:
-    ledger = runs.ledger()
-    ledger = ledger[ledger["overrides"].isna() & (ledger["evaluated_on"] == "test")]
+    ledger = runs.counted(runs.ledger())
     lines = [
         "| method | all | head | mid | tail | ECE | n | epochs | seconds a run | nearest published row: all |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -110,17 +109,10 @@ def experts() -> str:
 
 def decisions() -> str:
     rules = pd.read_csv(runs.LEDGER.parent / "decision_rules.csv")
-    shown = [
-        r
-        for r in ("laptop_vit_bal_bce", "laptop_livt", "digits_vit_bal_bce", "digits_livt")
-        if r in set(rules["recipe"])
-    ]
-    text = runs.mean_sd(rules[rules["recipe"].isin(shown)], ["recipe", "method"]).loc[shown]
+    text = runs.mean_sd(rules, ["recipe", "method"])
+    shown = [r for r in ("laptop_vit_bal_bce", "laptop_livt", "digits_vit_bal_bce", "digits_livt") if r in text.index]
     lines = ["| recipe | rule | all | head | mid | tail |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {recipe} | {rule} | " + " | ".join(row) + " |"
-        for (recipe, rule), row in zip(text.index, text.values, strict=False)
-    ]
+    lines += ["| " + " | ".join(row) + " |" for row in text.loc[shown].reset_index().to_numpy()]
     return "\n".join(lines)
 
 

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
-from ltvit_lib import augment, jobs, metrics, models, plots, recipes, runs, sam, train
+from ltvit_lib import augment, jobs, metrics, models, plots, recipes, runs, sam
 
 import measuring
 import numpy as np
@@ -34,7 +35,7 @@ def flatness(run: runs.Run, most: int = 100) -> tuple[list[dict], list[dict]]:
     On up to `most` training images as they are, at random and of the tail classes. The loss is the teacher's own,
     without class weights; BatchNorm uses its running averages.
     """
-    model, split = train.build(run)
+    model, split = measuring.build(run)
     job, weights = jobs.FinetuneJob(run.recipe, split, CPU), list(model.parameters())
     norm = torch.stack([p.detach().norm() for p in weights]).norm().item()
     common, rises, curvature = {"recipe": run.recipe.name, "seed": run.seed}, [], []
@@ -121,7 +122,7 @@ def answers(run: runs.Run, batches: int = 48) -> list[dict]:
     nats of the softmax at the scale that the loss trains with, and of the bare outputs. `answers` counts the images
     that are given this class; mixing conserves each class's share of the whole, `images`.
     """
-    model, split = train.build(run)
+    model, split = measuring.build(run)
     scale, rows = models.logit_scale(run.recipe), []
     for view, recipe in views(run.recipe.name.split("_")[0]).items():
         seen = [
@@ -155,7 +156,7 @@ def _share(right: Tensor) -> float:
 @torch.no_grad()
 def picture(run: runs.Run, columns: int = 8) -> pd.DataFrame:
     """Writes a few images in every view as one small PNG, a row a view; returns the teacher's answers to them."""
-    model, split = train.build(run)
+    model, split = measuring.build(run)
     rows, lines, columns_chosen = [], [], None
     for view, recipe in views("laptop").items():
         batch = next(shown(split, recipe, run.seed, 1))
@@ -173,8 +174,12 @@ def picture(run: runs.Run, columns: int = 8) -> pd.DataFrame:
                 "answer": split.classes[probability[i].argmax()], "confidence": probability[i].max().item(),
             })  # fmt: skip
     pixels = (torch.cat(lines, dim=1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(plots.figures() / "data" / "shown_to_teacher.png", optimize=True)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(picture_file(), optimize=True)
     return pd.DataFrame(rows)
+
+
+def picture_file() -> Path:
+    return plots.figures() / "data" / "shown_to_teacher.png"
 
 
 # --- all tables ------------------------------------------------------------------------------------------------
@@ -189,14 +194,9 @@ def student_curve(run: runs.Run) -> list[dict]:
     return measuring.curve_blocks(run, every, loss="loss", accuracy="accuracy", test="eval_avg")
 
 
-def kinds_of_interest() -> list[str]:
-    """Recipes of teachers and students at both scales."""
-    small = [name for name in recipes.names() if name.split("_")[0] in STUDENTS]
-    return [name for name in small if isinstance(recipes.get(name), recipes.Teacher | recipes.Distil)]
-
-
 def main(folder: str) -> None:
-    save, wanted = partial(measuring.save, digits=5), kinds_of_interest()
+    save, small = partial(measuring.save, digits=5), [n for n in recipes.names() if n.split("_")[0] in STUDENTS]
+    wanted = [name for name in small if isinstance(recipes.get(name), recipes.Teacher | recipes.Distil)]
     found = [run for run in measuring.unchanged(measuring.finished(folder)) if run.recipe.name in wanted]
     measuring.name_missing(wanted, found)
     teachers = [run for run in found if isinstance(run.recipe, recipes.Teacher)]
@@ -204,8 +204,9 @@ def main(folder: str) -> None:
     save("student_curves", [row for run in students for row in student_curve(run)])
     save("teacher_answers", [row for run in teachers for row in answers(run)])
     real = [run for run in teachers if run.recipe.name == recipes.get(STUDENTS["laptop"]).teacher]
-    if real:
-        save("shown_to_teacher", picture(real[0]))
+    save("shown_to_teacher", picture(real[0]) if real else [])
+    if not real:  # the picture goes with its rows
+        picture_file().unlink(missing_ok=True)
     clean = [run for run in teachers if not run.recipe.mixup]  # one trained on mixed images is not at a minimum here
     flat = [flatness(run) for run in clean]
     save("teacher_rise", [row for rises, _ in flat for row in rises])
