@@ -156,13 +156,13 @@ def one_pixel(run: runs.Run) -> dict:
     """Answers kept when the test images move a pixel to the right; accuracies on the training images (notebook 03)."""
     model, split = train.build(run)
 
-    def answers(part):
-        return train.predict_logits(model, part, run.recipe, split.mean, split.std)["cls"].argmax(1)
+    def scores(part):
+        return train.predict_logits(model, part, run.recipe, split.mean, split.std)["cls"]
 
     moved = torch.nn.functional.pad(split.test.images, (1, 0))[..., :-1]  # the left column becomes black
-    kept = answers(replace(split.test, images=moved)) == run.logits()["cls"].argmax(1)
-    right = metrics.per_class_accuracy(answers(split.train), split.train.targets, len(split.classes))
-    found = {"kept": kept.double().mean().item()} | {f"training, {g}": a for g, a in groups(right, split).items()}
+    same = scores(replace(split.test, images=moved)).argmax(1) == run.logits()["cls"].argmax(1)
+    learnt = measuring.by_group(scores(split.train), split.train.targets, split)
+    found = {"kept": same.double().mean().item()} | {f"training, {group}": a for group, a in learnt.items()}
     return {"recipe": run.recipe.name, "seed": run.seed} | found
 
 
