@@ -13,7 +13,7 @@ GROUPS = ("all", "head_classes", "mid", "tail", "ece")
 LAPTOP = [
     ("ViT, CE", "laptop_vit_ce", "cls", ("DeiT-LT", "2", "ViT")),
     ("ViT, Bal-BCE", "laptop_vit_bal_bce", "cls", None),
-    ("LiVT", "laptop_livt", "cls", ("LiVT", "2", "LiVT")),
+    ("LiVT", "laptop_livt", "cls", ("LiVT", "7", "Bal-BCE")),
     ("Teacher: ResNet, LDAM-DRW", "laptop_teacher_ldam_drw", "cls", ("DeiT-LT", "2", "LDAM+DRW")),
     ("Teacher: ResNet, LDAM-DRW-SAM", "laptop_teacher_ldam_drw_sam", "cls", ("DeiT-LT", "2", "L-D-SAM teacher")),
     ("Teacher: ResNet, PaCo-SAM", "laptop_teacher_paco_sam", "cls", ("DeiT-LT", "2", "PaCo+SAM teacher")),
@@ -24,11 +24,16 @@ LAPTOP = [
     ("DeiT-LT, DIST", "laptop_deit_lt", "dist", ("DeiT-LT", "S.3", "dist")),
     ("DeiT-LT (PaCo-SAM), average", "laptop_deit_lt_paco", "avg", ("DeiT-LT", "2", "DeiT-LT (PaCo+SAM)")),
     ("DeiT-LT (teacher without SAM), average", "laptop_deit_lt_sgd", "avg", None),
-    ("DeiT-LT (no DRW), average", "laptop_deit_lt_no_drw", "avg", None),
+    ("DeiT-LT (no DRW), average", "laptop_deit_lt_no_drw", "avg",
+     ("DeiT-LT", "1", "ResNet-32 strong mixup, student strong mixup")),
     ("DeiT-LT (no DRW, teacher without SAM), average", "laptop_deit_lt_sgd_no_drw", "avg", None),
+    ("DeiT-LT (no DRW, no mixing), average", "laptop_deit_lt_no_drw_no_mixup", "avg",
+     ("DeiT-LT", "1", "ResNet-32 strong, student strong")),
+    ("DeiT-LT (no DRW, no mixing, teacher sees weak views), average", "laptop_deit_lt_no_drw_teacher_weak", "avg",
+     ("DeiT-LT", "1", "ResNet-32 weak, student strong")),
     ("DeiT-LT from MGP, average", "laptop_deit_lt_mgp", "avg", None),
     ("DeiT-LT from MGP, CLS with Bal-CE, average", "laptop_deit_lt_mgp_bal_ce", "avg", None),
-]
+]  # fmt: skip
 DIGITS = [
     ("ViT, CE", "digits_vit_ce", "cls", None),
     ("ViT (cRT)", "digits_vit_crt", "cls", None),
@@ -61,15 +66,20 @@ def nearest(row: tuple[str, str, str] | None) -> str:
         return "–"
     paper, number, name = row
     values = published.table(paper, number).loc[name]
-    value = values.get("all", values.get("CIFAR-10-LT rho 100"))
-    data = ", ImageNet-LT" if paper == "LiVT" else ""
-    return f"{value:.1f} ({paper} Table {number}{data})"
+    value = next(values[c] for c in ("all", "student", "CIFAR-10-LT rho 100") if c in values)
+    start = ", MGP on ImageNet-1K" if paper == "LiVT" else ""
+    return f"{value:.1f} ({paper} Table {number}{start})"
+
+
+def seeds(rows: pd.DataFrame, by: list[str]) -> pd.Series:
+    """How many seeds each line of a table has."""
+    return rows.groupby(by)["seed"].nunique()
 
 
 def table(rows: list) -> str:
     ledger = runs.counted(runs.ledger())
     lines = [
-        "| method | all | head | mid | tail | ECE | n | epochs | seconds a run | nearest published row: all |",
+        "| method | all | head | mid | tail | ECE | n | epochs | median seconds | nearest published row: all |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for label, recipe, head, paper in rows:
@@ -98,21 +108,23 @@ def experts() -> str:
         "digits_deit_lt_mgp_bal_ce": "digits, from MGP, CLS with Bal-CE",
     }  # fmt: skip
     balanced = table["recipe"].str.endswith("bal_ce") & (table["prior"] == "CLS moved")  # is on the test prior already
-    text = runs.mean_sd(table[table["recipe"].isin(names) & ~balanced], ["recipe", "prior"])
-    lines = ["| students | average of logits | all | head | mid | tail |", "|---|---|---|---|---|---|"]
+    table = table[table["recipe"].isin(names) & ~balanced]
+    text, n = runs.mean_sd(table, ["recipe", "prior"]), seeds(table, ["recipe", "prior"])
+    lines = ["| students | average of logits | all | head | mid | tail | n |", "|---|---|---|---|---|---|---|"]
     for recipe, label in names.items():
         for prior in ("as trained", "CLS moved", "both moved"):
             if (recipe, prior) in text.index:
-                lines.append(f"| {label} | {prior} | " + " | ".join(text.loc[(recipe, prior)]) + " |")
+                numbers = " | ".join(text.loc[(recipe, prior)])
+                lines.append(f"| {label} | {prior} | {numbers} | {n[recipe, prior]} |")
     return "\n".join(lines)
 
 
 def decisions() -> str:
     rules = pd.read_csv(runs.LEDGER.parent / "decision_rules.csv")
-    text = runs.mean_sd(rules, ["recipe", "method"])
+    text, n = runs.mean_sd(rules, ["recipe", "method"]), seeds(rules, ["recipe", "method"])
     shown = [r for r in ("laptop_vit_bal_bce", "laptop_livt", "digits_vit_bal_bce", "digits_livt") if r in text.index]
-    lines = ["| recipe | rule | all | head | mid | tail |", "|---|---|---|---|---|---|"]
-    lines += ["| " + " | ".join(row) + " |" for row in text.loc[shown].reset_index().to_numpy()]
+    lines = ["| recipe | rule | all | head | mid | tail | n |", "|---|---|---|---|---|---|---|"]
+    lines += [f"| {' | '.join((*key, *numbers))} | {n[key]} |" for key, numbers in text.loc[shown].iterrows()]
     return "\n".join(lines)
 
 
