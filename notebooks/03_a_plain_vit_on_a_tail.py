@@ -38,7 +38,7 @@ import pandas as pd
 import torch
 
 folder = Path(tempfile.mkdtemp(prefix="ltvit-"))
-plots.COLOURS |= {"CNN": "black", "CNN, CE": "black"}  # not the teacher's: that one has a remedy
+
 
 # %% [markdown]
 # ## What the papers measured

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 TABLES = {"distance": "attention_distance", "rollout": "attention_rollout", "maps": "attention_rollout_maps",
           "rank": "feature_rank", "spectrum": "feature_spectrum"}  # fmt: skip
-METHODS = ("vit_ce", "livt", "deit", "deit_lt", "deit_lt_sgd", "deit_lt_paco", "deit_lt_no_drw")
+METHODS = (
+    "vit_ce", "livt", "deit", "deit_lt", "deit_lt_sgd", "deit_lt_paco", "deit_lt_paco_sgd", "deit_lt_no_drw",
+)  # fmt: skip
 PICTURED = ("vit_ce", "livt", "_deit", "deit_lt")
 SCALES = ("digits", "laptop")
 KEPT = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91)  # directions at which the spectrum is written

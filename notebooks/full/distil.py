@@ -14,16 +14,21 @@
 # %% [markdown]
 # # DeiT-LT, full size
 #
-# CLS learns the labels, DIST the teacher's answers on out-of-distribution images (DeiT-LT section 4).
+# CLS learns the labels, DIST the teacher's answers on out-of-distribution images (DeiT-LT section 3).
 #
-# Batch use, from the project's root:
+# Batch use, from the project's root, after its teacher of the same seed ([teacher](teacher.ipynb)): on two CPU cores, and at the
+# paper's size on a GPU (its teacher: `paper_c10_teacher_paco_sam`).
 #
 # ```
 # papermill notebooks/full/distil.ipynb runs/distil.ipynb -p recipe laptop_deit_lt -p seed 0
+# papermill notebooks/full/distil.ipynb runs/distil.ipynb -p recipe paper_c10_deit_lt_b -p seed 0
 # ```
 #
 # The same command continues a run that was interrupted, and says so and does nothing for one that has finished.
 # `-y "overrides: {epochs: 4, drw_epoch: 3}"` changes fields of the recipe.
+#
+# papermill trains in one process, on one GPU if there is one. Several GPUs for one run, or many runs over several GPUs:
+# [README](../../README.md), "Full-size runs". All recipes with their costs: [RECIPES.md](RECIPES.md).
 
 # %% tags=["parameters"]
 recipe: str = "laptop_deit_lt"  # a name from ltvit_lib.recipes

@@ -16,14 +16,19 @@
 #
 # A plain ViT from scratch, or LiVT's second stage (section 4.2) from a pre-trained encoder, under any loss.
 #
-# Batch use, from the project's root:
+# Batch use, from the project's root: on two CPU cores, and at the paper's size on a GPU (after `paper_imagenet_lt_mgp_b` of the
+# same seed by [pretrain](pretrain.ipynb)).
 #
 # ```
 # papermill notebooks/full/finetune.ipynb runs/finetune.ipynb -p recipe laptop_vit_ce -p seed 0
+# papermill notebooks/full/finetune.ipynb runs/finetune.ipynb -p recipe paper_imagenet_lt_livt_b -p seed 0
 # ```
 #
 # The same command continues a run that was interrupted, and says so and does nothing for one that has finished.
 # `-y "overrides: {epochs: 4}"` changes fields of the recipe.
+#
+# papermill trains in one process, on one GPU if there is one. Several GPUs for one run, or many runs over several GPUs:
+# [README](../../README.md), "Full-size runs". All recipes with their costs: [RECIPES.md](RECIPES.md).
 
 # %% tags=["parameters"]
 recipe: str = "laptop_vit_ce"  # a name from ltvit_lib.recipes

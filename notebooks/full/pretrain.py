@@ -16,14 +16,18 @@
 #
 # LiVT's first stage (section 4.1): a ViT learns to fill in hidden patches of the long-tailed images, without labels.
 #
-# Batch use, from the project's root:
+# Batch use, from the project's root: on two CPU cores, and at the paper's size on a GPU.
 #
 # ```
 # papermill notebooks/full/pretrain.ipynb runs/pretrain.ipynb -p recipe laptop_mgp -p seed 0
+# papermill notebooks/full/pretrain.ipynb runs/pretrain.ipynb -p recipe paper_imagenet_lt_mgp_b -p seed 0
 # ```
 #
 # The same command continues a run that was interrupted, and says so and does nothing for one that has finished.
 # `-y "overrides: {epochs: 8}"` changes fields of the recipe.
+#
+# papermill trains in one process, on one GPU if there is one. Several GPUs for one run, or many runs over several GPUs:
+# [README](../../README.md), "Full-size runs". All recipes with their costs: [RECIPES.md](RECIPES.md).
 
 # %% tags=["parameters"]
 recipe: str = "laptop_mgp"  # a name from ltvit_lib.recipes

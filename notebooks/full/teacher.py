@@ -14,16 +14,30 @@
 # %% [markdown]
 # # The CNN teacher, full size
 #
-# LDAM with deferred re-weighting, by SGD or SAM (DeiT-LT section 4; LDAM-DRW; Saddle-LongTail).
+# The small CNN that a student asks (DeiT-LT sections 3.2 and 4.2). A recipe's name says which, after its scale:
 #
-# Batch use, from the project's root:
+# | name | what it learns by | scales |
+# |---|---|---|
+# | `teacher_ldam_drw` | LDAM with deferred re-weighting | digits, laptop, paper |
+# | `teacher_paco` | PaCo, contrastive | digits, laptop, paper |
+# | `teacher_vs` | vector scaling | digits, paper (CIFAR) |
+# | `teacher_ce`, `teacher_ce_drw` | cross-entropy, plain or re-weighted late | digits |
+# | `teacher_in_distribution`, `teacher_regnety` | DeiT's own: cross-entropy on the student's kind of images | digits, laptop; paper (CIFAR) |
+#
+# With `_sam` at its end a name adds SAM to SGD. Not all pairs exist; `recipes.names()` lists those that do.
+#
+# Batch use, from the project's root: on two CPU cores, and at the paper's size on a GPU.
 #
 # ```
 # papermill notebooks/full/teacher.ipynb runs/teacher.ipynb -p recipe laptop_teacher_ldam_drw_sam -p seed 0
+# papermill notebooks/full/teacher.ipynb runs/teacher.ipynb -p recipe paper_c10_teacher_paco_sam -p seed 0
 # ```
 #
 # The same command continues a run that was interrupted, and says so and does nothing for one that has finished.
 # `-y "overrides: {epochs: 4, drw_epoch: 3}"` changes fields of the recipe.
+#
+# papermill trains in one process, on one GPU if there is one. Several GPUs for one run, or many runs over several GPUs:
+# [README](../../README.md), "Full-size runs". All recipes with their costs: [RECIPES.md](RECIPES.md).
 
 # %% tags=["parameters"]
 recipe: str = "laptop_teacher_ldam_drw_sam"  # a name from ltvit_lib.recipes
