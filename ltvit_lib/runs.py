@@ -518,10 +518,19 @@ def record(folders: list[Run], path: Path = LEDGER) -> pd.DataFrame:
     _refuse_ambiguous(new, key)
     new = new.drop(columns="folder")
     if path.is_file():
-        new = pd.concat([ledger(path), new])
+        old = ledger(path)
+        new = pd.concat([old[~_outdated(old)], new])
     new = new.fillna({"overrides": "", "head": "", "start": ""}).drop_duplicates(key, keep="last").sort_values(key)
     write(path, new.to_csv(index=False, float_format="%.6g").encode())
     return ledger(path)
+
+
+def _outdated(rows: pd.DataFrame) -> pd.Series:
+    """Rows that override a recipe by what it says itself by now: it has changed since, and their run has other rows."""
+    own = {name: fields_of(recipes.get(name)) for name in set(rows["recipe"]) & set(recipes.names())}
+    overrides = rows["overrides"].map(lambda text: {} if pd.isna(text) else json.loads(text))
+    changed = ((own.get(name, {}), o) for name, o in zip(rows["recipe"], overrides, strict=True))
+    return pd.Series([any(fields.get(k, ...) == o[k] for k in o) for fields, o in changed], rows.index, dtype=bool)
 
 
 def _refuse_ambiguous(rows: pd.DataFrame, key: list[str]) -> None:

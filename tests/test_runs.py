@@ -291,6 +291,17 @@ def test_recording_again_changes_nothing_and_a_new_result_replaces_the_old(tmp_p
     assert sorted(runs.record([again], path)["all"]) == [0.5, 0.75]
 
 
+def test_a_recipe_that_changed_leaves_no_run_twice(tmp_path, monkeypatch):
+    """What was an override is the recipe by now, and what was the recipe overrides it."""
+    path, longer = tmp_path / "ledger.csv", recipes.get("digits_vit_ce", epochs=20)
+    both = [finished(tmp_path / "a"), finished(tmp_path / "b", longer)]
+    assert json.loads(runs.record(both, path)["overrides"].dropna().item()) == {"epochs": 20}
+    monkeypatch.setitem(recipes._RECIPES, "digits_vit_ce", longer)
+    after = runs.record(both, path)
+    assert after["epochs"].sort_values().tolist() == [20, VIT.epochs]
+    assert json.loads(after["overrides"].dropna().item()) == {"epochs": VIT.epochs}
+
+
 def test_best_over_epochs_stands_beside_the_last(tmp_path):
     nan, path = float("nan"), tmp_path / "ledger.csv"
     runs.record([finished(tmp_path / "a", seed=1)], path)
