@@ -195,6 +195,9 @@ model = models.load(exported)
 models.label(model, pictures, test_prior="uniform").round(2)
 
 # %% [markdown]
+# One picture of each class, in the order of their names (eight, five, four, nine and so on): most are named rightly, and the network is
+# unsure of all of them, right or wrong, after so short a training.
+#
 # ## Predict under the prior you expect
 # A posterior learnt under one prior is moved to another by Bayes' rule, without training:
 #
