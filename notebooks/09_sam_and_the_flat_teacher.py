@@ -310,7 +310,7 @@ pd.DataFrame(radii).T.fillna("not run")
 # %% [markdown]
 # Balanced accuracy (%) on the held-out part, and the gain over radius 0 (± standard error). On digits no radius helps LDAM, and the authors' 0.8 costs
 # most; PaCo gains with 0.1 and 0.2, and its recipe has 0.2 since. On CIFAR-10-LT, in 20 epochs, SAM costs LDAM the more the further it climbs: 58
-# without it, 34 at 0.8. It slows a short run down, and over 50 epochs 0.1 has caught up (71.6 against 71.4 above). So our teachers say
+# without it, 34 at 0.8. It slows a short run down, and over 50 epochs 0.1 has caught up (71.6 against 71.4 above). PaCo's best there is 0.1 (one seed), its recipe's. So our teachers say
 # what a small radius does in a short run, not what 0.8 does in 200 epochs; that needs `paper_c10_teacher_ldam_drw_sam`.
 #
 # ## Are the teachers flat?
