@@ -127,6 +127,7 @@ def test_measures_of_what_is_there_and_a_word_on_what_is_not(folder, written, mo
     assert set(rules.index.levels[0]) == {"digits_vit_ce", "digits_livt", "digits_mgp_ce"}
     # the made-up logits are the training posterior of images that all are clear: the rule undoes the prior
     assert rules["digits_vit_ce", "adjusted", "all"] == 1 > rules["digits_vit_ce", "raw argmax", "all"]
+    assert rules["digits_vit_ce", "adjusted", "ece"] < rules["digits_vit_ce", "raw argmax", "ece"]
     curve = written("decision_control").query("recipe == 'digits_vit_ce' and group == 'all'").set_index("method")
     assert curve.loc["shift, t best on the test set", "accuracy"] == curve.loc["adjusted", "accuracy"] == 1
     error = written("mgp_error_by_class")

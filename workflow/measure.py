@@ -52,8 +52,9 @@ NAMES = {"balanced_bce": "repaired", "balanced_ce": "decide_ce", "cross_entropy"
 def decisions(run: runs.Run) -> list[dict]:
     """Accuracies of a run by the argmax of its stored test logits, and by the Bayes rule read from them.
 
-    Groups are of a balanced test. `long-tailed` and `inverted` are other test priors, for which the second rule decides
-    anew; the accuracy is then the classes' weighted by that prior.
+    Groups are of a balanced test, and so is `ece`, the calibration error of the softmax of logits or scores.
+    `long-tailed` and `inverted` are other test priors, for which the second rule decides anew; the accuracy is then the
+    classes' weighted by that prior.
     """
     split, logits, rows = measuring.load_split(run), run.logits(), []
     prior = longtail.prior(split.counts)
@@ -64,7 +65,11 @@ def decisions(run: runs.Run) -> list[dict]:
         for name, test in tests.items():
             scores = logits["cls"] if method == "raw argmax" else decide(logits["cls"], test)
             right = metrics.per_class_accuracy(scores.argmax(1), logits["targets"], len(prior))
-            found |= {name: (right * test).sum().item()} if name != "uniform" else measuring.group_means(right, split)
+            if name == "uniform":
+                ece, _ = metrics.calibration(scores.softmax(1), logits["targets"])
+                found |= measuring.group_means(right, split) | {"ece": ece}
+            else:
+                found[name] = (right * test).sum().item()
         common = {"recipe": run.recipe.name, "seed": run.seed, "method": method}
         rows += [common | {"group": group, "accuracy": value} for group, value in found.items()]
     return rows

@@ -121,9 +121,10 @@ def experts() -> str:
 
 def decisions() -> str:
     rules = pd.read_csv(runs.LEDGER.parent / "decision_rules.csv")
-    text, n = runs.mean_sd(rules, ["recipe", "method"]), seeds(rules, ["recipe", "method"])
+    text = runs.mean_sd(rules, ["recipe", "method"], ("all", "head", "mid", "tail", "ece"))
+    n = seeds(rules, ["recipe", "method"])
     shown = [r for r in ("laptop_vit_bal_bce", "laptop_livt", "digits_vit_bal_bce", "digits_livt") if r in text.index]
-    lines = ["| recipe | rule | all | head | mid | tail | n |", "|---|---|---|---|---|---|---|"]
+    lines = ["| recipe | rule | all | head | mid | tail | ECE | n |", "|---|---|---|---|---|---|---|---|"]
     lines += [f"| {' | '.join((*key, *numbers))} | {n[key]} |" for key, numbers in text.loc[shown].iterrows()]
     return "\n".join(lines)
 
