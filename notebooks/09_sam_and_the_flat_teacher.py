@@ -229,6 +229,11 @@ handles = [
 ]
 fig.legend(handles=handles, frameon=False, loc="outside upper center", ncols=2)
 plots.save_figure(fig, "teachers_sam", digits)
+
+# %% [markdown]
+# *Digits-LT, rho = 40, three seeds (dots) and their means (strokes).* In numbers, with what SAM gains on all classes, paired by seed:
+
+# %%
 table = runs.mean_sd(digits).reindex(list(named)).fillna("not run")
 by_seed = digits[digits["group"] == "all"].pivot(index="seed", columns="method", values="accuracy")
 for name in pairs:
@@ -237,7 +242,7 @@ for name in pairs:
 table.fillna("")
 
 # %% [markdown]
-# *Digits-LT, rho = 40, three seeds (dots) and their means (strokes).* **Supported for PaCo alone:** it gains 1.1 points with SAM, on each seed
+# Percent, mean ± sample sd. **Supported for PaCo alone:** it gains 1.1 points with SAM, on each seed
 # (with a radius chosen for that: below). CE, with and without DRW, and VS stay within their errors, LDAM loses half a point. What lifts the tail is the
 # loss: 77 with CE, 81 with DRW, 85 with LDAM margins or PaCo, 93 with VS, which pays two to four points on head and mid. The paper's
 # Table 2 credits SAM with 4 to 5 points on CIFAR-10-LT (LDAM + DRW 77.0 to 81.9, VS 78.6 to 82.4), at a radius of 0.8.
