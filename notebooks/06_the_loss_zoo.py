@@ -300,8 +300,8 @@ scratch = {"CE": ("digits_vit_ce", "cls"), "LDAM": ("digits_vit_ldam", "cls")}
 runs.mean_sd(runs.shots(scratch))
 
 # %% [markdown]
-# *Three seeds.* No plateau: both networks fit their training images equally well, and LDAM, from a loss of 11, ends below
-# 1. Its loss is the higher only because of the scale and the margins. On the test set it is *ahead* of CE, by its tail. So
+# *Three seeds.* No plateau: both networks fit their training images equally well, and LDAM, from a loss of 11, ends below one.
+# Its loss is the higher only because of the scale and the margins. On the test set it is *ahead* of CE, by its tail. So
 # LDAM on a ViT's plain linear head is not at fault by itself. What can its loss reach? With all logits equal an image
 # costs $\log(1+9\,e^{30\,m_y})$; with a gap of 1 in favour of the label next to nothing, on any head: it has no floor
 # above zero. **Mixing images makes one.** An image that is $\mu$ of class $a$ and $1-\mu$ of class $b$ must beat both

@@ -246,8 +246,8 @@ tails.fillna("–")
 # policy, mixing, width and length (one run each). Either way, a balanced teacher's errors out of distribution are extra images for the tail.
 #
 # ## Why ask where the answer is not known: a small experiment
-# $f^d(X)\approx g(X)$ for $X\sim A(x)$ (equation 2): the student should copy the teacher *between* the images too. Put two training images at 0 and
-# 1. The teacher decides at $b$, by its inductive bias; asked about the images themselves it repeats their labels, and a student
+# $f^d(X)\approx g(X)$ for $X\sim A(x)$ (equation 2): the student should copy the teacher *between* the images too. Put two training
+# images at the ends of $[0, 1]$. The teacher decides at $b$, by its inductive bias; asked about the images themselves it repeats their labels, and a student
 # that has heard this knows nothing of $b$. Each mixed image $\lambda\sim U(0,1)$ narrows the gap in which $b$ may lie. Its mean
 # after $n$ questions is
 #

@@ -1,6 +1,7 @@
 """The promises of the project's own files: one list of pins, and pages that are paired, executed and readable."""
 
 import importlib.metadata
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -76,6 +77,16 @@ def test_page_was_executed_without_errors(path):
         assert "NBVAL_CHECK_OUTPUT" not in cell.source or cell.outputs, cell.source
         assert len(cell.source.splitlines()) <= 40, cell.source
     assert path.stat().st_size < 1_500_000
+
+
+@pytest.mark.parametrize("path", PAGES + RUNNERS, ids=lambda p: p.stem)
+def test_no_sentence_breaks_into_a_list(path):
+    """A line of prose that happens to begin with "1." or "-" would be shown as an item."""
+    for cell in (c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"):
+        text = re.sub(r"```.*?```|\$\$.*?\$\$", "", cell.source, flags=re.DOTALL)
+        for before, line in itertools.pairwise(text.splitlines()):
+            if re.match(r"(1\.|[-+*]) ", line):
+                assert re.match(r"$|#|[-+*] |  ", before), f"{before}\n{line}"
 
 
 @pytest.mark.parametrize("path", RUNNERS, ids=lambda p: p.stem)
