@@ -159,7 +159,7 @@ def _scored(run: runs.Run, split, column: str, value, scores: torch.Tensor) -> l
 
 def one_pixel(run: runs.Run) -> dict:
     """Answers kept when the test images move a pixel to the right; accuracies on the training images (notebook 03)."""
-    model, split = train.build(run)
+    model, split = measuring.build(run)
 
     def scores(part):
         return train.predict_logits(model, part, run.recipe, split.mean, split.std)["cls"]
