@@ -593,7 +593,8 @@ def get(name: str, /, **overrides) -> Recipe:
         ValueError: an unknown recipe, an unknown field or a value of the wrong type or range.
     """
     if name not in _RECIPES:
-        raise ValueError(f"no recipe {name!r}{kinds.closest(name, names())}; known: {', '.join(names())}")
+        where = "recipes.names() lists them, notebooks/full/RECIPES.md says what each is"
+        raise ValueError(f"no recipe {name!r}{kinds.closest(name, names())}: of {len(_RECIPES)}, {where}")
     return override(_RECIPES[name], **overrides)
 
 

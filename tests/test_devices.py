@@ -8,6 +8,7 @@ image.
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+from ltvit_lib import __main__ as command
 from ltvit_lib import data, jobs, models, optim, recipes, runs, train
 from ltvit_lib.paco import PaCo
 
@@ -180,6 +182,49 @@ def test_a_notebook_launches_two_processes(folder, tmp_path):
     run = runs.Run(tmp_path / "run")
     assert run.result["devices"] == 2
     assert_same(run, runs.Run(folder / "one" / "LADE"))
+
+
+LAUNCHERS = {
+    "torchrun": TWO_PROCESSES,
+    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_one_command_trains_on_two_processes(launcher, tmp_path, monkeypatch):
+    """--multi_gpu starts a process a device; without a GPU they are two on the CPU."""
+    monkeypatch.setenv("LTVIT_RUNS", str(tmp_path))
+    overrides = {"epochs": 1, "warmup_epochs": 0}
+    given = ["digits_vit_ce", "--overrides", json.dumps(overrides)]
+    launch([*LAUNCHERS[launcher], "-m", "ltvit_lib", *given], tmp_path)
+    run = runs.Run(runs.folder(recipes.get("digits_vit_ce", **overrides)))
+    assert run.result["devices"] == 2
+    assert (tmp_path / "log.txt").read_text().count(run.status) == 1, "one process speaks for both"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["digits_vitce"], "digits_vitce, seed 0: no recipe 'digits_vitce' (did you mean 'digits_vit_ce'?)"),
+        (["digits_deit_lt", "--seed", "1"], "digits_deit_lt, seed 1: no run in {}/digits_teacher_ldam_drw_sam/seed1"),
+        (["digits_vit_ce", "--teacher", "x"], "digits_vit_ce, seed 0: digits_vit_ce takes no teacher"),
+    ],
+)
+def test_a_command_says_in_a_sentence_what_is_wrong(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.setenv("LTVIT_RUNS", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["ltvit_lib", *arguments])
+    assert refusal(SystemExit, command.main).startswith(says.format(tmp_path))
+
+
+def test_a_command_takes_its_teacher_from_the_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LTVIT_RUNS", str(tmp_path))
+    for name in ("digits_teacher_ldam_drw_sam", "digits_deit_lt"):
+        short = json.dumps({"epochs": 1, "warmup_epochs": 0, "drw_epoch": 0})
+        out = ["--out", str(tmp_path / name / "seed0")]  # where the student looks for a teacher of its recipe's name
+        monkeypatch.setattr(sys, "argv", ["ltvit_lib", name, "--overrides", short, *out])
+        command.main()
+    assert (tmp_path / "digits_deit_lt" / "seed0" / "result.json").is_file()
+    assert "avg" in capsys.readouterr().out
 
 
 def test_batchnorm_is_synchronised_on_several_gpus_alone():

@@ -160,7 +160,8 @@ def test_nothing_run_gives_empty_tables(tmp_path, written, capsys):
 @pytest.mark.parametrize("name", ["digits_vit_ce", "digits_mgp_bal_ce", "digits_livt_tau0.5", "digits_mgp_bce"])
 def test_the_decider_undoes_what_training_added(name, rng):
     """A loss's optimum, moved to the training prior itself, is the posterior under it."""
-    recipe, prior = recipes.get(name, smoothing=0.0), longtail.prior([50, 30, 15, 5])
+    counts = [50, 30, 15, 5]
+    recipe, prior = recipes.get(name, smoothing=0.0), longtail.prior(counts)
     posterior = torch.rand(20, 4, generator=rng).softmax(1)
     binary = "bce" in recipe.loss
     optimum = torch.logit(posterior) if binary else posterior.log()
@@ -168,7 +169,7 @@ def test_the_decider_undoes_what_training_added(name, rng):
         bias = losses.logit_bias_bce(prior) if binary else losses.logit_bias_ce(prior)
         optimum = optimum - recipe.loss_options.get("tau", 1.0) * bias
     run = type("Run", (), {"recipe": recipe})
-    scores = measure.decider(run, prior)(optimum, prior)
+    scores = measure.decider(run, counts)(optimum, prior)
     torch.testing.assert_close(scores.softmax(1), posterior, atol=1e-5, rtol=1e-4)
 
 

@@ -263,6 +263,16 @@ def test_dry_run_lists_what_is_missing_in_order(plan, tmp_path):
     assert f"Runs: 8; finished: 2; to do: {len(missing)}, " in done.stderr
 
 
+def test_a_slurm_job_knows_its_run_also_when_that_has_finished(plan, tmp_path):
+    """Slurm may end a job at the minute in which its run finishes, and is then asked for the run again."""
+    (run,) = plan.plan("digits_vit_ce")
+    finish(run)
+    job = ["--target-jobs", f"run:run={run.name}", "--allowed-rules", "run", "--force", "--mode", "remote"]
+    done = snakemake(tmp_path, "table=digits_vit_ce", "--dry-run", *job)
+    assert done.returncode == 0, done.stderr
+    assert scheduled(done.stdout + done.stderr) == [run.name]
+
+
 def test_a_failure_leaves_the_others_alone_and_is_repeated(plan, tmp_path):
     wanted, length = f"{STUDENT},digits_vit_ce,digits_mgp", 2 / 300
     teacher, student, vit, mgp = plan.plan(wanted, length=length)

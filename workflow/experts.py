@@ -41,14 +41,14 @@ def dist_prior(run: runs.Run, split, teacher: runs.Run, images: int = 5000) -> T
     return mass / mass.sum()
 
 
-def experts(run: runs.Run, prior: Tensor, dist: Tensor | None, part: dict) -> dict[str, tuple[Tensor, Tensor]]:
+def experts(run: runs.Run, counts: list[int], dist: Tensor | None, part: dict) -> dict[str, tuple[Tensor, Tensor]]:
     """Scores (N, C) of CLS and DIST: as trained, and moved to a uniform test prior by the Bayes rule.
 
     The last epochs of a run with DRW have hard labels, those before them smoothed ones, and nothing undoes mixup: CLS
     is read both without smoothing and with that of the recipe. `both` also moves DIST, from the prior of `dist_prior`.
     """
-    uniform, decide = torch.full_like(prior, 1 / len(prior)), decider(run, prior)
-    moved, undone = decide(part["cls"], uniform, 0.0), decide(part["cls"], uniform)
+    uniform, decide = torch.full((len(counts),), 1 / len(counts)), decider(run, counts)
+    moved, undone = decide(part["cls"], uniform, 0.0), decide(part["cls"], uniform, run.recipe.smoothing)
     found = {"as trained": part["cls"], "CLS moved": moved, "CLS moved, smoothing undone": undone}
     found = {name: (cls, part["dist"]) for name, cls in found.items()}
     if dist is not None:
@@ -120,7 +120,7 @@ def chosen(run: runs.Run, split, dist: Tensor | None) -> list[dict]:
     model, _ = train.build(run, split)
     prior, val = longtail.prior(split.counts), run.logits()
     test = train.predict_logits(model, split.test, run.recipe, split.mean, split.std) | {"targets": split.test.targets}
-    parts = [(experts(run, prior, dist, part), part["targets"]) for part in (val, test)]
+    parts = [(experts(run, split.counts, dist, part), part["targets"]) for part in (val, test)]
     candidates = {f"w chosen, {name}": [(name, w, 0.0) for w in WEIGHTS] for name in parts[0][0]}
     candidates |= {f"w = 0.5, {name}": [(name, 0.5, 0.0)] for name in parts[0][0]}
     candidates["w = 0.5, t chosen"] = [("as trained", 0.5, t) for t in SHIFTS]
@@ -167,7 +167,7 @@ def main(folder: str) -> None:
         if run in held_out:
             new = {"chosen": chosen(run, split, dist)}
         else:
-            heads = experts(run, longtail.prior(split.counts), dist, part)
+            heads = experts(run, split.counts, dist, part)
             new = {
                 "rules": rules(split, heads, part["targets"]),
                 "agreement": agreement(split, part),

@@ -6,7 +6,7 @@ python workflow/measure.py runs
 import sys
 from dataclasses import replace
 
-from ltvit_lib import augment, longtail, losses, metrics, models, recipes, runs, train
+from ltvit_lib import augment, export, longtail, losses, metrics, models, predict, runs, train
 
 import measuring
 import pandas as pd
@@ -33,17 +33,14 @@ SHIFTS = [t / 50 for t in range(-10, 126)]  # t of the control z - t log pi
 CURVES = ("digits_livt", "digits_livt_mixup", "laptop_livt", "laptop_vit_bal_bce")  # drawn against t
 
 
-def decider(run: runs.Run, prior: torch.Tensor):
-    """(logits, test prior) -> scores: the Bayes rule, if this run's logits were its loss's optimum.
+def decider(run: runs.Run, counts: list[int]):
+    """(logits, test prior) -> scores of CLS: the Bayes rule, if this run's logits were its loss's optimum.
 
-    A third argument stands for the recipe's label smoothing.
+    A third argument stands for the label smoothing of the run's last epoch.
     """
-    recipe = run.recipe
-    binary = recipe.loss in ("bce", "balanced_bce")
-    decide, bias = (losses.decide_bce, losses.logit_bias_bce) if binary else (losses.decide_ce, losses.logit_bias_ce)
-    options = recipes.loss_arguments(recipe, prior, prior)
-    added = options.get("tau", 1.0) * bias(prior, options.get("test_prior")) if "balanced" in recipe.loss else None
-    return lambda logits, test_prior, smoothing=recipe.smoothing: decide(logits, prior, test_prior, added, smoothing)
+    rule = export.head_rules(run.recipe, counts)["cls"]
+    decide, prior, bias = predict.DECIDE[rule["family"]], rule["prior"], rule["bias"]
+    return lambda logits, test, smoothing=rule["smoothing"]: decide(logits, prior, test, bias, smoothing)
 
 
 NAMES = {"balanced_bce": "repaired", "balanced_ce": "decide_ce", "cross_entropy": "adjusted", "bce": "adjusted"}
@@ -58,7 +55,7 @@ def decisions(run: runs.Run) -> list[dict]:
     """
     split, logits, rows = measuring.load_split(run), run.logits(), []
     prior = longtail.prior(split.counts)
-    decide = decider(run, prior)
+    decide = decider(run, split.counts)
     tests = {"uniform": torch.full_like(prior, 1 / len(prior)), "long-tailed": prior, "inverted": prior.flip(0)}
     for method in ("raw argmax", NAMES[run.recipe.loss]):
         found = {}
@@ -96,7 +93,7 @@ def leaning(run: runs.Run) -> tuple[list[dict], list[dict]]:
         part = train.predict_logits(model, split.test, recipe, split.mean, split.std) | {"targets": split.test.targets}
     logits, repaired = part["cls"], {}
     if recipe.loss != "balanced_ce":  # whose rule, with tau = 1, is its argmax
-        scores = decider(run, prior)(logits, torch.full_like(prior, 1 / len(prior)))
+        scores = decider(run, split.counts)(logits, torch.full_like(prior, 1 / len(prior)))
         repaired = {NAMES[recipe.loss]: by_group(scores)}
     if recipe.loss == "balanced_bce":
         tail, finer = split.groups["few"], [t / 100 for t in range(301)]
