@@ -49,11 +49,13 @@ notebooks: .venv/installed
 
 # Every run that a table needs, teachers first, as many at once as GPUs; what is finished is left alone (workflow/Snakefile).
 # make table T=deit_lt_2 SEEDS=3; with DRY=1 only says which, and what they cost; LENGTH=0.01 tries it in short.
+# DATA=path trains the same recipes on images of your own: make table T=laptop_livt,laptop_deit_lt DATA=path SEEDS=3
+# SET='{"batch_size": 64}' changes fields of all recipes.
 SEEDS ?= 1
 table: .venv/installed
 	$(BIN)/snakemake --snakefile workflow/Snakefile $(if $(DRY),--dry-run --quiet host progress rules) --cores all \
 	  --resources gpu=$(or $(GPUS),$(shell $(BIN)/python workflow/gpus.py)) \
-	  --config table=$(T) seeds=$(SEEDS) $(if $(LENGTH),length=$(LENGTH))
+	  --config table=$(T) seeds=$(SEEDS) $(if $(LENGTH),length=$(LENGTH)) $(if $(DATA),data="$(DATA)") $(if $(SET),overrides='$(SET)')
 
 measures: .venv/installed
 	for part in measure teachers experts analyses; do $(BIN)/python workflow/$$part.py runs || exit 1; done

@@ -1,5 +1,6 @@
 """A table's runs come in order, each once; what is finished is left alone, what failed is repeated; one run a GPU."""
 
+import json
 import os
 import re
 import signal
@@ -104,6 +105,43 @@ def test_runners_rebuild_the_planned_recipe(plan, wanted, length):
         given = {"overrides": {}} | run.parameters
         assert set(given) <= set(takes[run.runner.stem]), run.name
         assert runs.from_parameters(given, takes[run.runner.stem]) == run.recipe
+
+
+def test_own_images_replace_the_data_of_every_recipe(plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    standard, own = plan.plan("digits_livt", length=0.1), plan.plan("digits_livt", length=0.1, data="pictures")
+    for usual, changed in zip(standard, own, strict=True):
+        assert (changed.recipe.data, changed.recipe.rho) == (str(tmp_path / "pictures"), None)
+        assert changed.recipe.epochs == usual.recipe.epochs
+        assert changed.folder != usual.folder, "as two data sets have two runs"
+    assert own[1].parameters["init"] == str(own[0].folder)
+    assert plan.plan("digits_livt", data="pictures", overrides={"batch_size": 8})[1].recipe.batch_size == 8
+    with pytest.raises(ValueError, match="digits_mgp has no field 'bach_size' .did you mean 'batch_size'"):
+        plan.plan("digits_livt", overrides={"bach_size": 8})
+    with pytest.raises(ValueError, match="data: there is no .*/picture; give a folder"):
+        plan.plan("digits_livt", data="picture")
+
+
+def test_overrides_keep_their_types_on_the_way_through_snakemake(plan):
+    from snakemake.cli import parse_config
+
+    for changes in (
+        {"epochs": 3, "base_lr": 0.5, "loss_options": {"tau": 2.0, "nt": None}},
+        {"loss": "ldam", "sam": [1]},
+    ):
+        assert plan.typed(parse_config([f"overrides={json.dumps(changes)}"])["overrides"]) == changes
+
+
+def test_results_are_means_over_the_seeds(plan, digits):
+    planned = plan.plan("digits_vit_ce", seeds=2, length=1 / 300)
+    for run in planned:
+        train.fit(run.recipe, run.folder, run.seed, data=digits, progress=False)
+    reached = [100 * runs.Run(run.folder).result["heads"]["cls"]["all"] for run in planned]
+    header, row = plan.results(planned).splitlines()[-2:]
+    mean, sd = sum(reached) / 2, abs(reached[0] - reached[1]) / 2**0.5
+    assert row.startswith("digits_vit_ce cls") and f" {mean:.1f} ± {sd:.1f} " in row and row.endswith(" 2")
+    assert "no accuracies" in plan.results(plan.plan("digits_mgp"))
 
 
 def test_the_summary_counts_what_is_left(plan):
@@ -299,6 +337,7 @@ def test_a_failure_leaves_the_others_alone_and_is_repeated(plan, tmp_path):
     repeated = snakemake(tmp_path, f"table={wanted}", f"length={length}")
     assert repeated.returncode == 0, repeated.stderr
     assert teacher.finished and student.finished
+    assert re.search(rf"^{STUDENT} +avg +\d+\.\d ", repeated.stdout, re.MULTILINE), "the table of what was reached"
     again = [run.name for run in (mgp, vit) if (run.folder / "result.json").stat().st_mtime_ns != results[run.name]]
     assert not again and finished.read_text() == "{}", "a finished run was repeated"
     assert runs.Run(student.folder).identity["start"]["teacher"]

@@ -97,23 +97,31 @@ def closure(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(needed for name in names for needed in (*recipes.needs(name), name)))
 
 
-def plan(wanted: str, seeds: int = 1, length: float = 1.0) -> list[Planned]:
+def plan(
+    wanted: str, seeds: int = 1, length: float = 1.0, data: str = "", overrides: dict | None = None
+) -> list[Planned]:
     """All runs of a table, for seeds 0, 1, ..., each after what it needs.
 
     Args:
         wanted: as for `targets`.
         seeds: how many.
         length: of every schedule, as for `recipes.shortened`; such runs get folders of their own.
+        data: the path of images of your own, as they are, instead of the recipes' data; again in folders of their own.
+        overrides: fields to change in every recipe, such as {"batch_size": 64}.
 
     Raises:
-        ValueError: no such table, or a number that is out of range.
+        ValueError: no such table, path or field, or a number that is out of range.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
+    place = Path(data).expanduser().resolve()
+    if not place.exists():
+        raise ValueError(f"data: there is no {place}; give a folder with a folder a class, or parquet")
+    changed = ({"data": str(place), "rho": None} if data else {}) | (overrides or {})
     planned: dict[tuple[str, int], Planned] = {}
     for seed in range(seeds):
         for name in closure(targets(wanted)):
-            recipe = recipes.get(name) if length == 1 else recipes.shortened(name, length)
+            recipe = recipes.get(name, **changed) if length == 1 else recipes.shortened(name, length, **changed)
             needs = tuple(planned[need, seed] for need in recipes.needs(name))
             planned[name, seed] = Planned(recipe, seed, needs)
     return list(planned.values())
@@ -146,6 +154,31 @@ def _short(number: float) -> str:
     if 0 < number < 0.01:
         return "<0.01"
     return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+
+
+def typed(text):
+    """What Snakemake's --config left as text in a mapping, as JSON has it: {"tau": "0.5"} becomes {"tau": 0.5}."""
+    if isinstance(text, dict):
+        return {key: typed(value) for key, value in text.items()}
+    if isinstance(text, list):
+        return [typed(value) for value in text]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def results(planned: list[Planned]) -> str:
+    """What the runs reached, a row a recipe and head, in percent: mean ± sample sd over seeds (none for one)."""
+    learnt = [runs.Run(run.folder) for run in planned if run.recipe.kind != "pretrain"]
+    if not learnt:
+        return "Pre-training learns no classes: there are no accuracies."
+    rows = pd.DataFrame([row for run in learnt for row in runs.ledger_rows(run)])
+    groups = ["all", "many", "medium", "few", "ece"]
+    tidy = rows.melt(["recipe", "head", "seed"], groups, "group", "accuracy")
+    table = runs.mean_sd(tidy, ["recipe", "head"], tuple(groups)).replace("nan", "–")
+    table["n"] = rows.groupby(["recipe", "head"])["seed"].nunique()
+    return table.rename_axis(columns=None).to_string()
 
 
 def minutes(run: Planned) -> int:
