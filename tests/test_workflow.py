@@ -14,6 +14,7 @@ from ltvit_lib import recipes, runs, train
 import nbformat
 import pytest
 import yaml
+from conftest import refused
 
 pytest.importorskip("snakemake", reason="the optional extra `workflow` is not installed")
 
@@ -121,6 +122,27 @@ def test_own_images_replace_the_data_of_every_recipe(plan, tmp_path, monkeypatch
         plan.plan("digits_livt", overrides={"bach_size": 8})
     with pytest.raises(ValueError, match="data: there is no .*/picture; give a folder"):
         plan.plan("digits_livt", data="picture")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({}, "which table. Give one"),
+        ({"table": "digits_livt", "seed": 3}, "no setting 'seed' .did you mean 'seeds'"),
+        ({"table": "digits_livt", "seeds": "x"}, "seeds must be how many: 3, not 'x'"),
+        ({"table": "digits_livt", "length": "long"}, "length must be a share of every schedule"),
+        ({"table": "digits_livt", "length": -1}, "length must be positive"),
+        ({"table": "digits_livt", "overrides": "epochs"}, "overrides must be fields of the recipes"),
+        ({"table": "digits_livt", "overrides": {"batch_size": "x"}}, "digits_mgp: batch_size must be int, got 'x'"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(plan, config, says):
+    refused(lambda: plan.from_config(config), says)
+
+
+def test_settings_left_empty_have_their_defaults(plan):
+    empty = {"seeds": "", "length": None, "data": "", "overrides": ""}
+    assert plan.from_config({"table": "digits_livt"} | empty) == plan.plan("digits_livt")
 
 
 def test_overrides_keep_their_types_on_the_way_through_snakemake(plan):

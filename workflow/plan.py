@@ -156,6 +156,33 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
 
 
+CONFIG = {  # what --config may hold beside `table`: its type, and how to give it
+    "seeds": (int, "how many: 3"),
+    "length": (int | float, "a share of every schedule: 0.01"),
+    "data": (str | int, "a path"),
+    "overrides": (dict, 'fields of the recipes: {"batch_size": 64}'),
+}
+
+
+def from_config(config: dict) -> list[Planned]:
+    """The plan that Snakemake's --config asks for; what is left empty has its default.
+
+    Raises:
+        ValueError: no table, an unknown key, a value of the wrong type, or what `plan` refuses.
+    """
+    given = {key: value for key, value in config.items() if value not in (None, "")}
+    if "table" not in given:
+        raise ValueError("which table? Give one, such as: make table T=deit_lt_2, or --config table=deit_lt_2")
+    table = str(given.pop("table"))
+    for key, value in given.items():
+        if key not in CONFIG:
+            raise ValueError(f"no setting {key!r}{kinds.closest(key, [*CONFIG])}; there are table, {', '.join(CONFIG)}")
+        kind, how = CONFIG[key]
+        if not isinstance(value, kind):
+            raise ValueError(f"{key} must be {how}, not {value!r}")
+    return plan(table, **given | {"data": str(given.get("data", "")), "overrides": typed(given.get("overrides", {}))})
+
+
 def typed(text):
     """What Snakemake's --config left as text in a mapping, as JSON has it: {"tau": "0.5"} becomes {"tau": 0.5}."""
     if isinstance(text, dict):
