@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from ltvit_lib.longtail import GROUPS, shot_groups
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 INDEX_GROUPS = dict(zip(GROUPS, ("head", "mid", "tail"), strict=True))
@@ -172,6 +173,34 @@ def summarise(values: Sequence[float] | Tensor) -> dict[str, float]:
     mean = math.fsum(numbers) / n
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in numbers) / (n - 1)) if n > 1 else math.nan
     return {"mean": mean, "sd": sd, "se": sd / math.sqrt(n), "n": n}
+
+
+def gain(differences: Sequence[float], decimals: int = 1) -> str:
+    """Differences paired by seed as text, mean ± standard error: "+1.2 ± 0.3", "+1.2" for one, "not run" for none."""
+    if len(differences) == 0:
+        return "not run"
+    found = summarise(differences)
+    return f"{found['mean']:+.{decimals}f} ± {found['se']:.{decimals}f}".removesuffix(" ± nan")
+
+
+def verdict(differences: Sequence[float], errors: float | None = None) -> str:
+    """Whether differences paired by seed are above 0: supported, contradicted or undecided; below three seeds the sign.
+
+    Args:
+        errors: how many standard errors the mean must exceed; None: Student's 95 % for so many seeds, 4.3 for three.
+
+    Returns:
+        one of those words; "for, n = 2" or "against, n = 2", with one or two seeds; "not run".
+    """
+    if len(differences) == 0:
+        return "not run"
+    found = summarise(differences)
+    mean, n = found["mean"], found["n"]
+    if n < 3:
+        return f"{'for' if mean > 0 else 'against'}, n = {n}"
+    if abs(mean) <= (stdtrit(n - 1, 0.975) if errors is None else errors) * found["se"]:
+        return "undecided"
+    return "supported" if mean > 0 else "contradicted"
 
 
 def _check_ids(predicted: Tensor, target: Tensor, num_classes: int) -> None:

@@ -31,7 +31,19 @@ import json
 import tempfile
 from pathlib import Path
 
-from ltvit_lib import augment, longtail, losses, paco, plots, published, recipes, runs, sam, train
+from ltvit_lib import (
+    augment,
+    longtail,
+    losses,
+    metrics,
+    paco,
+    plots,
+    published,
+    recipes,
+    runs,
+    sam,
+    train,
+)
 from ltvit_lib.exercises import check
 
 import matplotlib.pyplot as plt
@@ -238,7 +250,7 @@ table = runs.mean_sd(digits).reindex(list(named)).fillna("not run")
 by_seed = digits[digits["group"] == "all"].pivot(index="seed", columns="method", values="accuracy")
 for name in pairs:
     gain = 100 * (by_seed[f"{name} + SAM"] - by_seed[name])
-    table.loc[f"{name} + SAM", "gain, all (± se)"] = f"{gain.mean():+.1f} ± {gain.sem():.1f}"
+    table.loc[f"{name} + SAM", "gain, all (± se)"] = metrics.gain(gain)
 table.fillna("")
 
 # %% [markdown]

@@ -315,17 +315,6 @@ def paired(after, before, head):
     return 100 * (one - two).dropna()
 
 
-def verdict(points, theirs):
-    """For or against a published gain; below three seeds that is a sign only."""
-    if not len(points):
-        return "not run"
-    found = metrics.summarise(points)
-    if len(points) > 2 and abs(found["mean"]) <= 2 * found["se"]:
-        return f"undecided, n = {len(points)}"
-    return f"{'for' if found['mean'] * theirs > 0 else 'against'}, n = {len(points)}"
-
-
-text = lambda v: "{mean:+.1f} ± {se:.1f}".format(**metrics.summarise(v)) if len(v) else "not run"
 named = {row: name for row, (name, _) in TABLE1.items()}
 deit, weak, strong, mixed = named
 CLAIMS = {  # claim: after, before, the paper's gain
@@ -343,8 +332,9 @@ for scale, title in (("laptop", "CIFAR-10-LT"), ("digits", "digits-LT")):
 rows = {}
 for claim, (after, before, theirs) in CLAIMS.items():
     points = {head: paired(after, before, head) for head in ("avg", "dist")}
-    ours = {f"ours, {h}": text(v).removesuffix(" ± nan") for h, v in points.items()}
-    rows[claim] = {"paper": f"{theirs:+.1f}", **ours, "verdict": verdict(points["avg"], theirs)}  # fmt: skip
+    ours = {f"ours, {h}": metrics.gain(v) for h, v in points.items()}
+    judged = {"n": len(points["avg"]), "verdict": metrics.verdict(points["avg"] * np.sign(theirs))}
+    rows[claim] = {"paper": f"{theirs:+.1f}"} | ours | judged
 pd.DataFrame(rows).T
 
 # %% [markdown]

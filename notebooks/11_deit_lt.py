@@ -29,9 +29,19 @@ alpha: float = 0.5  # weight of the DIST term in the live run
 import tempfile
 from pathlib import Path
 
-from ltvit_lib import augment, longtail, losses, models, plots, published, recipes, runs, train
+from ltvit_lib import (
+    augment,
+    longtail,
+    losses,
+    metrics,
+    models,
+    plots,
+    published,
+    recipes,
+    runs,
+    train,
+)
 from ltvit_lib.exercises import check
-from ltvit_lib.metrics import summarise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -225,20 +235,10 @@ plots.save_figure(fig, "distillation_steps", gains)
 
 
 # %%
-def text(v):
-    return "{mean:+.1f} ± {se:.1f}".format(**summarise(v)).removesuffix(" ± nan")
-
-
-def verdict(v):
-    """Whether a step gains; below three seeds, or within two standard errors, that is not known."""
-    sign = "gain" if v.mean() > 0 else "loss"
-    unsure = len(v) > 2 and abs(v.mean()) <= 2 * summarise(v)["se"]
-    return f"{'undecided' if unsure else sign}, n = {len(v)}"
-
-
 shown = gains[gains["expert"] != "cls"].groupby(["data", "step", "expert"], sort=False)
-table = shown[groups].agg(text).unstack("expert")
-table["average, all"] = shown["all"].agg(verdict).unstack("expert")["avg"]
+table = shown[groups].agg(metrics.gain).unstack("expert")
+for column, judge in {"n": len, "gains?": metrics.verdict}.items():
+    table["average, all", column] = shown["all"].agg(judge).unstack("expert")["avg"]
 table.loc[[(title, step) for title in scales.values() for step in PAIRS]]
 
 # %% [markdown]
@@ -321,7 +321,7 @@ keys = ["scale", "method", "seed"]
 ends = [t.sort_values("epoch").groupby(keys)[distance].last() for t in (early, curves)]
 ends = pd.concat(ends, axis=1, keys=["just before DRW", "at the end"])
 ends["change"] = ends["at the end"] - ends["just before DRW"]
-said = lambda v: "{mean:.3f} ± {se:.3f}".format(**summarise(v)).removesuffix(" ± nan")
+said = lambda v: metrics.gain(v, 3).removeprefix("+")
 rows = {}
 for scale, name in ((scale, name) for scale in scales for name in students):
     one = ends.loc[(scale, name)]

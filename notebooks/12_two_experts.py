@@ -259,8 +259,7 @@ for base in ("DeiT-LT, average (published)", "DeiT-LT, DIST alone", "LiVT", "LiV
         wide.sub(wide[base], axis=0).stack().dropna().groupby(level=["data", "method"])
     ):
         if key[1] != base:
-            text = "{mean:+.1f} ± {se:.1f}".format(**metrics.summarise(gains))
-            text = f"{text.removesuffix(' ± nan')} ({(gains > 0).sum()} of {len(gains)})"
+            text = f"{metrics.gain(gains)} ({(gains > 0).sum()} of {len(gains)})"
             paired.setdefault(f"against {base}", {})[key] = text
 paired = pd.DataFrame(paired).fillna("")
 paired.reindex([k for k in found if k in paired.index])

@@ -31,7 +31,7 @@ import math
 import statistics
 from pathlib import Path
 
-from ltvit_lib import costs, plots, published, recipes, runs
+from ltvit_lib import costs, metrics, plots, published, recipes, runs
 from ltvit_lib.exercises import check
 
 import matplotlib.pyplot as plt
@@ -267,15 +267,6 @@ def gain(one, two, group):
                                       {"recipe": f"{scale}_{b}", "head": head_b})  # fmt: skip
 
 
-def verdict(differences):
-    n = len(differences)
-    if n < 3:
-        return f"{'for' if differences.mean() > 0 else 'against'}, n = {n}" if n else "not run"
-    if abs(differences.mean()) <= errors * differences.std() / math.sqrt(n):
-        return "undecided"
-    return "supported" if differences.mean() > 0 else "contradicted"
-
-
 # %%
 tail, overall = "tail", "all"
 LIVT = {  # (where, claim): (test, the same difference in the paper: table, row, row, column)
@@ -340,7 +331,7 @@ for paper, claims in (("LiVT", LIVT), ("DeiT-LT", DEIT_LT)):
             row["published"] = table.loc[one, column] - table.loc[two, column]
         for scale in ("digits", "laptop"):
             d = test(scale)
-            row |= {scale: d.mean(), f"{scale} sd": d.std(), f"{scale} n": len(d), f"{scale}, verdict": verdict(d)}  # fmt: skip
+            row |= {scale: d.mean(), f"{scale} sd": d.std(), f"{scale} n": len(d), f"{scale}, verdict": metrics.verdict(d, errors)}  # fmt: skip
         rows.append(row)
 verdicts = pd.DataFrame(rows)
 numbers = verdicts.select_dtypes("float").map("{:.2f}".format).replace("nan", "")
@@ -362,7 +353,7 @@ KEY = ["a CNN ahead of a ViT on the same tail: all", "the bias helps DeiT III: t
        "MGP before cross-entropy: all", "DIST over CLS: tail", "DeiT-LT over its teacher: all"]  # fmt: skip
 key = verdicts.set_index("claim")[["digits, verdict", "laptop, verdict"]].loc[KEY]
 key.loc["plain DeiT: DIST of lower rank than CLS, over blocks"] = [
-    verdict(paired("feature_rank", "rank", *(rank | {"recipe": f"{s}_deit", "token": t} for t in ("CLS", "DIST"))))
+    metrics.verdict(paired("feature_rank", "rank", *(rank | {"recipe": f"{s}_deit", "token": t} for t in ("CLS", "DIST"))))
     for s in ("digits", "laptop")
 ]  # fmt: skip
 key

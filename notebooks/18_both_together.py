@@ -182,8 +182,9 @@ def paired(pairs):
     rows = {}
     for label, (before, after) in pairs.items():
         for title, one in (100 * (wide[after] - wide[before]).dropna()).groupby(level="data"):
-            text = "{mean:+.1f} ± {se:.1f}".format(**metrics.summarise(one)).removesuffix(" ± nan")
-            rows.setdefault(title, {})[label] = f"{text} ({(one > 0).sum()} of {len(one)})"
+            rows.setdefault(title, {})[label] = (
+                f"{metrics.gain(one)} ({(one > 0).sum()} of {len(one)})"
+            )
     return pd.DataFrame(rows)[list(scales.values())]
 
 

@@ -205,3 +205,32 @@ def test_summarise_one_run_and_missing_numbers():
     assert found["mean"] == 0.25 and found["n"] == 1
     assert math.isnan(found["sd"]) and math.isnan(found["se"])
     assert math.isnan(metrics.summarise([0.5, math.nan])["mean"])  # an empty group stays visible
+
+
+# --- differences by seed ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("differences", "gained", "judged"),
+    [
+        ([], "not run", "not run"),
+        ([1.25], "+1.2", "for, n = 1"),
+        ([-1.0, -3.0], "-2.0 ± 1.0", "against, n = 2"),
+        ([1.0, 2.0, 3.0], "+2.0 ± 0.6", "undecided"),  # 3.5 standard errors, of the 4.3 that three seeds need
+        ([2.0, 2.5, 3.0], "+2.5 ± 0.3", "supported"),
+        ([-2.0, -2.5, -3.0], "-2.5 ± 0.3", "contradicted"),
+    ],
+)
+def test_a_gain_and_its_verdict(differences, gained, judged):
+    assert metrics.gain(differences) == gained
+    assert metrics.verdict(differences) == judged
+    assert metrics.verdict(torch.tensor(differences, dtype=torch.float64)) == judged
+
+
+def test_a_verdict_errs_in_one_of_twenty():
+    """Differences without any cause, however many seeds: Student's quantile, not the normal one, for three."""
+    draws = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for n in (3, 5):
+        wrong = sum(metrics.verdict(one[:n]) != "undecided" for one in draws) / len(draws)
+        assert wrong == pytest.approx(0.05, abs=0.011)  # three standard errors of 4,000 draws
+    assert sum(metrics.verdict(one[:3], errors=2) != "undecided" for one in draws) / len(draws) > 0.15
