@@ -165,12 +165,12 @@ for method in dict.fromkeys(laptop["method"]):
     print(f"{method:14} all {mean[method, 'all']:5} %   tail {mean[method, 'tail']:5} %")
 
 # %% [markdown]
-# *CIFAR-10-LT, 24 epochs (teacher 50): far from converged. Mean and sample sd over three seeds of LiVT and DeiT-LT
-# (one teacher for all three students) and two of ViT + Bal-BCE; one run of the plain ViT and of the teacher.* The plain ViT never once finds a
-# tail class; both methods do (22 and 15 %). The CNN is far ahead of DeiT-LT; in the paper 1,200 epochs reverse that.
+# *CIFAR-10-LT, 24 epochs (teacher 50): far from converged. Mean and sample sd over three seeds; the teacher is one run,
+# and taught all three DeiT-LT students.* The plain ViT never once finds a tail class, on any seed;
+# both methods do (22 and 15 %). The CNN is far ahead of DeiT-LT; in the paper 1,200 epochs reverse that.
 #
 # ## Takeaways
-# - A plain ViT on a long tail learns the head: on CIFAR-10-LT its tail accuracy is zero after 24 epochs (one run).
+# - A plain ViT on a long tail learns the head: on CIFAR-10-LT its tail accuracy is zero after 24 epochs (three seeds).
 # - Both remedies use the long-tailed images alone, and both lift the tail. They start from different ends: LiVT from better
 #   features and a balanced loss, DeiT-LT from a CNN that knows the tail.
 # - At these scales a small CNN is still the better classifier. That is the case for distilling from one.

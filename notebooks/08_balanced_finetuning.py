@@ -170,10 +170,9 @@ fig = plots.plot_shot_accuracy(laptop).figure
 plots.save_figure(fig, "balanced_finetuning_laptop", laptop)
 
 # %% [markdown]
-# *CIFAR-10-LT, rho = 100, ViT of width 96 and depth 6, 24 epochs; mean ± sample sd over three seeds of LiVT and two of
-# ViT + Bal-BCE; one run of ViT.* The balanced loss alone finds a little of the tail (4 %) and gives up some of the head (67 to
-# 61 %); after masked pre-training, 60 epochs more, every group is above both: perhaps because 24 epochs from scratch teach little
-# of anything.
+# *CIFAR-10-LT, rho = 100, ViT of width 96 and depth 6, 24 epochs; mean ± sample sd over three seeds.* The balanced
+# loss alone finds a little of the tail (4 %) and gives up some of the head (67 to 61 %); after masked pre-training,
+# 60 epochs more, every group is above both: perhaps because 24 epochs from scratch teach little of anything.
 #
 # ## At full size (LiVT Tables 2 to 4)
 # The paper's ViT-B after MGP and CE ("MAE") and after MGP and Bal-BCE, beside plain CE and the best other method, both with
@@ -196,7 +195,7 @@ pd.concat(parts)
 # - BCE asks one question a class, and a rare class's answer is nearly always *no*: without a bias the tail is lost
 #   (3.3 % on digits).
 # - One line, the prior's log-odds added to the logits while training, repairs it (74.0 %) and costs the head nothing there; on
-#   CIFAR-10-LT from scratch the head is 6 points below that of CE (two runs against one).
+#   CIFAR-10-LT from scratch the head is 6 points below that of CE (three seeds).
 # - Bal-CE does the same for softmax (78.4 %); the two are level at this size, and after MGP they learn equally fast.
 #
 # ## Exercises

@@ -19,8 +19,8 @@
 # show it?
 #
 # DeiT-LT section 3.2 and Suppl. G; **Figures 1b, 4c and S.4** on digits-LT (three seeds) and CIFAR-10-LT at laptop scale
-# (one seed; LiVT and DeiT-LT: three). Cost: 10 seconds on two CPU cores; the tables are measured on finished runs by
-# `workflow/analyses.py`.
+# (three seeds; DeiT two; PaCo's student and the one without DRW one). Cost: 10 seconds on two CPU
+# cores; the tables are measured on finished runs by `workflow/analyses.py`.
 
 # %% tags=["parameters"]
 seed: int = 0  # of the weights of the untrained network
@@ -164,8 +164,8 @@ _ = fig.legend(handles.values(), handles, frameon=False, ncols=3, loc="outside u
 plots.save_figure(fig, "feature_rank_blocks", shown)
 
 # %% [markdown]
-# *Log scale; lines side by side so that none hides another. Bars: ± sample sd over three seeds; ViT and DeiT on CIFAR-10-LT,
-# without bars, are one seed; there the three seeds of DeiT-LT share one teacher. Width 64 and 96, where the paper has 768.*
+# *Log scale; lines side by side so that none hides another. Bars: ± sample sd over three seeds, two for DeiT on
+# CIFAR-10-LT; there all seeds of a student share one teacher. Width 64 and 96, where the paper has 768.*
 # On digits look at the two DeiT-LT lines: CLS and DIST have nearly the same rank in every block and under every centring, and
 # so have DeiT's. Only LiVT stands out, with up to three times the rank of the others, and in the last block on CIFAR-10-LT
 # with more than three times the ViT's. DeiT and DeiT-LT end between them there, within four directions of one another.
@@ -303,9 +303,12 @@ pd.DataFrame({name: row for name, row in rows.items() if row}).T
 # - The count depends on what is subtracted: one set of features above has rank 12, 19 or 2. The paper does not say which.
 # - On digits DIST is **not** lower-rank than CLS in DeiT-LT: the difference is 0.0, 0.3 ± 0.6 and 0.0 ± 1.0 directions under
 #   the three centrings (n = 3). On CIFAR-10-LT it is, by one direction (of 20 to 26) in each of three seeds under every
-#   centring: the paper's sign, but a small step, and with both centrings DeiT shows it too (one seed).
-#   A SAM teacher does not lower DIST's rank: +0.7 ± 0.6, +1.0 ± 0.0, 0.0 ± 0.0 on digits (n = 3), +1.0, 0.0, 0.0 on
-#   CIFAR-10-LT (one seed); nor does it with PaCo (digits: 0.0 ± 1.0, +0.7 ± 1.5, -0.3 ± 0.6). On CIFAR-10-LT DeiT-LT's DIST is one *above* DeiT's. That SAM or an out-of-distribution teacher makes
+#   centring: the paper's sign, but a small step, and about the mean of all DeiT shows it too (n = 2: -1.0 ± 0.0; about its own
+#   mean -0.5 ± 0.7, uncentred +2.0 ± 0.0).
+#   A SAM teacher does not lower DIST's rank on digits: +0.7 ± 0.6, +1.0 ± 0.0, 0.0 ± 0.0 (n = 3), nor does it with PaCo
+#   (0.0 ± 1.0, +0.7 ± 1.5, -0.3 ± 0.6). On CIFAR-10-LT the means are lower by less than one direction, within the noise of three
+#   seeds (-0.3 ± 1.5, -0.7 ± 0.6, -0.3 ± 0.6; one teacher of each kind); and DeiT-LT's DIST is not below DeiT's: +0.5 ± 0.7,
+#   +1.0 ± 0.0, +1.0 ± 0.0 (n = 2). That SAM or an out-of-distribution teacher makes
 #   DIST low-rank (Figures 1b, 4c and S.4) is **not supported** at these sizes, whichever centring one takes.
 # - Low rank is not what serves the tail here: LiVT has the highest, by centring 28 to 36 of 64 on digits, against 18 to 20
 #   for the others, and 45 to 55 of 96 on CIFAR-10-LT, against 17 to 26 of the students and 11 to 16 of the ViT. Random
