@@ -269,7 +269,7 @@ def _problems(r: Recipe) -> dict[str, bool]:
         "epochs, batch_size and repeats must be at least 1": min(r.epochs, r.batch_size, r.repeats) < 1,
         "image_size must be at least 1 pixel": r.image_size < 1,
         "evaluate_every must not be negative; 0 evaluates after the last epoch only": r.evaluate_every < 0,
-        "micro_batch {r.micro_batch} must be at least 1 and divide batch_size {r.batch_size}": (
+        f"micro_batch must be at least 1 and divide batch_size ({r.batch_size}), not {r.micro_batch}": (
             r.micro_batch is not None and (r.micro_batch < 1 or r.batch_size % r.micro_batch)
         ),
         "base_lr must be positive": not 0 < r.base_lr < math.inf,

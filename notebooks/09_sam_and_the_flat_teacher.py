@@ -31,20 +31,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from ltvit_lib import (
-    augment,
-    longtail,
-    losses,
-    metrics,
-    paco,
-    plots,
-    published,
-    recipes,
-    runs,
-    sam,
-    train,
-)
+from ltvit_lib import augment, longtail, losses, paco, plots, published, recipes, runs, sam, train
 from ltvit_lib.exercises import check
+from ltvit_lib.metrics import gain
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -249,8 +238,8 @@ plots.save_figure(fig, "teachers_sam", digits)
 table = runs.mean_sd(digits).reindex(list(named)).fillna("not run")
 by_seed = digits[digits["group"] == "all"].pivot(index="seed", columns="method", values="accuracy")
 for name in pairs:
-    gain = 100 * (by_seed[f"{name} + SAM"] - by_seed[name])
-    table.loc[f"{name} + SAM", "gain, all (± se)"] = metrics.gain(gain)
+    points = 100 * (by_seed[f"{name} + SAM"] - by_seed[name])
+    table.loc[f"{name} + SAM", "gain, all (± se)"] = gain(points)
 table.fillna("")
 
 # %% [markdown]
@@ -317,8 +306,8 @@ for name, rows in tried.groupby("recipe"):
     found = 100 * rows.pivot(index="seed", columns="radius", values="all")
     cells = found.mean().map("{:.1f}".format)
     if len(found) > 1:
-        gain = found.drop(columns=0.0).sub(found[0.0], axis=0)
-        cells[gain.columns] += gain.mean().map(" ({:+.1f}".format) + gain.sem().map(
+        gains = found.drop(columns=0.0).sub(found[0.0], axis=0)
+        cells[gains.columns] += gains.mean().map(" ({:+.1f}".format) + gains.sem().map(
             " ± {:.1f})".format
         )
     radii[f"{name}, n = {len(found)}"] = cells

@@ -29,19 +29,9 @@ alpha: float = 0.5  # weight of the DIST term in the live run
 import tempfile
 from pathlib import Path
 
-from ltvit_lib import (
-    augment,
-    longtail,
-    losses,
-    metrics,
-    models,
-    plots,
-    published,
-    recipes,
-    runs,
-    train,
-)
+from ltvit_lib import augment, longtail, losses, models, plots, published, recipes, runs, train
 from ltvit_lib.exercises import check
+from ltvit_lib.metrics import gain, verdict
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -237,8 +227,8 @@ plots.save_figure(fig, "distillation_steps", gains)
 
 # %%
 shown = gains[gains["expert"] != "cls"].groupby(["data", "step", "expert"], sort=False)
-table = shown[groups].agg(metrics.gain).unstack("expert")
-for column, judge in {"n": len, "gains?": metrics.verdict}.items():
+table = shown[groups].agg(gain).unstack("expert")
+for column, judge in {"n": len, "gains?": verdict}.items():
     table["average, all", column] = shown["all"].agg(judge).unstack("expert")["avg"]
 table.loc[[(title, step) for title in scales.values() for step in PAIRS]]
 
@@ -324,7 +314,7 @@ keys = ["scale", "method", "seed"]
 ends = [t.sort_values("epoch").groupby(keys)[distance].last() for t in (early, curves)]
 ends = pd.concat(ends, axis=1, keys=["just before DRW", "at the end"])
 ends["change"] = ends["at the end"] - ends["just before DRW"]
-said = lambda v: metrics.gain(v, 3).removeprefix("+")
+said = lambda v: gain(v, 3).removeprefix("+")
 rows = {}
 for scale, name in ((scale, name) for scale in scales for name in students):
     one = ends.loc[(scale, name)]

@@ -319,10 +319,11 @@ def test_an_unregistered_recipe_says_so(tmp_path, trained, digits):
     assert "`mine`, not one of the library" in (runs.export(copy, split=digits) / "README.md").read_text()
 
 
-def test_the_pages_commands_name_recipes_and_their_fields():
+def test_the_pages_command_names_recipes_and_fields_that_all_of_them_have():
     page = (Path(__file__).resolve().parents[1] / "notebooks" / "17_your_own_images.py").read_text()
-    named = re.findall(r"-p recipe (\w+)", page)
-    assert len(named) == 2
+    table, changes = re.search(r"make table T=(\S+) DATA=\S+ SEEDS=3 \\\n# +SET='(.+)'\n", page).groups()
+    named = [name for target in table.split(",") for name in (*recipes.needs(target), target)]
+    assert len(named) == 4
     for name in named:
-        assert recipes.get(name, data="/data/birds").rho is None  # as the images are
-    assert recipes.get(named[1]).init == named[0]
+        recipe = recipes.get(name, data="/data/birds", rho=None, **json.loads(changes))
+        assert recipe.batch_size == 256

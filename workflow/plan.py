@@ -205,7 +205,7 @@ def results(planned: list[Planned]) -> str:
     tidy = rows.melt(["recipe", "head", "seed"], groups, "group", "accuracy")
     table = runs.mean_sd(tidy, ["recipe", "head"], tuple(groups)).replace("nan", "–")
     table["n"] = rows.groupby(["recipe", "head"])["seed"].nunique()
-    return table.rename_axis(columns=None).to_string()
+    return table.rename_axis(columns=None).to_string(sparsify=False)
 
 
 def minutes(run: Planned) -> int:
