@@ -1,8 +1,8 @@
 """One recipe by command; under a launcher, one run on several GPUs or nodes.
 
     python -m ltvit_lib laptop_vit_ce --seed 0
-    torchrun --nproc-per-node 4 -m ltvit_lib paper_c10_deit_lt_b_paco --seed 0
-    accelerate launch --num-processes 4 -m ltvit_lib paper_c10_deit_lt_b_paco --seed 0
+    torchrun --nproc-per-node 4 -m ltvit_lib paper_c10_deit_lt_b --seed 0
+    accelerate launch --num-processes 4 -m ltvit_lib paper_c10_deit_lt_b --seed 0
 
 The parameters are those of the papermill runners in notebooks/full, and so are the run folders: a runner that is given
 the same recipe and seed afterwards trains nothing and draws the run's page. The same command continues a run that was
@@ -10,11 +10,11 @@ interrupted, also on another number of GPUs.
 """
 
 import argparse
-import os
 
 from ltvit_lib import runs, train
 
 import torch
+from accelerate import PartialState
 
 PREVIOUS = "folder of the run that it starts from, where it does from one; empty: runs/<its recipe>/seed<seed>"
 
@@ -39,7 +39,7 @@ def main() -> None:
         run = train.fit(chosen, given.out or runs.folder(chosen, given.seed), given.seed, **start)
     except (ValueError, OSError, train.TrainingDiverged, torch.OutOfMemoryError) as error:
         raise SystemExit(f"{given.recipe}, seed {given.seed}: {error}") from None
-    if os.environ.get("RANK", "0") == "0":
+    if PartialState().is_main_process:
         print(run.status, *([run.table().to_string()] if run.result["heads"] else []), sep="\n")
 
 

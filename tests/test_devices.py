@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -214,6 +215,11 @@ def test_a_command_says_in_a_sentence_what_is_wrong(arguments, says, tmp_path, m
     monkeypatch.setenv("LTVIT_RUNS", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["ltvit_lib", *arguments])
     assert refusal(SystemExit, command.main).startswith(says.format(tmp_path))
+
+
+def test_documented_commands_name_recipes():
+    named = re.findall(r"-m ltvit_lib (\w+)", command.__doc__ + (TESTS.parent / "README.md").read_text())
+    assert len(named) == 4 and set(named) <= set(recipes.names())
 
 
 def test_a_command_takes_its_teacher_from_the_runs(tmp_path, monkeypatch, capsys):

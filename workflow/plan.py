@@ -190,7 +190,7 @@ def typed(text):
     if isinstance(text, list):
         return [typed(value) for value in text]
     try:
-        return json.loads(text)
+        return json.loads(text) if isinstance(text, str) else text  # a configuration file's values have types
     except json.JSONDecodeError:
         return text
 
