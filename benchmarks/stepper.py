@@ -1,7 +1,8 @@
 """One training step of a recipe, to be timed: whole, in parts, or its bare passes."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count, repeat
 
 from ltvit_lib import data, jobs, optim, recipes, runs, train
 
@@ -35,8 +36,8 @@ class Stepper:
         self.optimizer = optim.create_optimizer(model, recipe)
         self.model = self.accelerator.prepare(model).train()
         self.job.start_epoch(0)
-        self.pixels, self.count = split.train.to(self.device), 0
-        self.pieces = jobs.parts(recipe.batch_size, recipe.batch_size // (recipe.micro_batch or recipe.batch_size))
+        pieces = jobs.parts(recipe.batch_size, recipe.batch_size // (recipe.micro_batch or recipe.batch_size))
+        self.flow = jobs.step_batches(self.job, split.train.to(self.device), self.orders(), pieces, repeat(None))
         self.seconds: dict[str, float] | None = None  # by part, while they are timed
         self.watch()
 
@@ -61,11 +62,14 @@ class Stepper:
 
         return call
 
+    def orders(self) -> Iterator[tuple[torch.Tensor, tuple]]:
+        """Images drawn at random, and where each step draws."""
+        for step in count():
+            yield torch.randint(len(self.job.split.train), (self.recipe.batch_size,)), (0, 0, step)
+
     def batches(self) -> list[jobs.Batch]:
-        """The micro-batches of the next step, from images drawn at random."""
-        self.count += 1
-        index = torch.randint(len(self.pixels), (self.recipe.batch_size,))
-        return jobs.make_batches(self.job, self.pixels, index, (0, 0, self.count), self.pieces)
+        """The micro-batches of the next step; every fourth call may augment for four."""
+        return next(self.flow)
 
     def use(self, batches: list[jobs.Batch]) -> None:
         """The step on batches that are ready."""
@@ -75,15 +79,16 @@ class Stepper:
         self.use(self.batches())
 
     def shares(self) -> dict[str, float]:
-        """Of one step's time; `rest` is what no other part has, such as SAM's ascent."""
-        self.seconds = defaultdict(float)
-        began = timing.now()
-        batches = self.batches()
-        made = timing.now()
-        self.use(batches)
+        """Of the time of `timing.CALLS` steps; `rest` is what no other part has, such as SAM's ascent."""
+        self.seconds, making, began = defaultdict(float), 0.0, timing.now()
+        for _ in range(timing.CALLS):
+            asked = timing.now()
+            batches = self.batches()
+            making += timing.now() - asked
+            self.use(batches)
         whole = timing.now() - began
         taken, self.seconds = self.seconds, None
-        taken["data"] = made - began - taken["teacher"]
+        taken["data"] = making - taken["teacher"]
         taken["rest"] = whole - sum(taken.values())
         return {part: taken[part] / whole for part in PARTS}
 

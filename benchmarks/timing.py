@@ -18,6 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 WARM_UP = 2  # rounds that do not count
+CALLS = 4  # in a turn: steps whose images are augmented at once, and on a GPU the host may run ahead as in training
 
 
 def now() -> float:
@@ -28,19 +29,15 @@ def now() -> float:
 
 
 def rounds(functions: dict[str, Callable], repeats: int) -> pd.DataFrame:
-    """Seconds a call: a column a function, a row a round.
-
-    On a GPU a turn is four calls, so that the host may run ahead as it does in training.
-    """
-    calls = 4 if torch.cuda.is_available() else 1
+    """Seconds a call: a column a function, a row a round of `CALLS` calls each."""
     rows = []
     for _ in range(repeats + WARM_UP):
         row = {}
         for name, function in functions.items():
             began = now()
-            for _ in range(calls):
+            for _ in range(CALLS):
                 function()
-            row[name] = (now() - began) / calls
+            row[name] = (now() - began) / CALLS
         rows.append(row)
     return pd.DataFrame(rows[WARM_UP:])
 

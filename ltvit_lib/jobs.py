@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -424,6 +424,9 @@ def parts(batch_size: int, pieces: int) -> list[Tensor]:
     return [torch.cat([f, (batch_size - 1 - f).flip(0)]) for f in front]
 
 
+TOGETHER, AHEAD = 4, 2**22  # steps whose images are augmented at once, while they have no more elements than this
+
+
 def make_batches(
     job: Job,
     pixels: Images,
@@ -441,35 +444,94 @@ def make_batches(
         pieces: positions in `chosen` of each micro-batch, from `parts`.
         decoded: what `decoded_steps` gives for this step; None: images in files are decoded here.
     """
-    policies = job.policies
+    return next(step_batches(job, pixels, [(chosen, seeds)], pieces, iter([decoded])))
+
+
+def step_batches(
+    job: Job, pixels: Images, steps: Iterable[tuple[Tensor, tuple]], pieces: list[Tensor], decoded: Iterator
+) -> Iterator[list[Batch]]:
+    """`make_batches` of every (chosen, seeds), bit for bit, but small images of up to four steps are augmented at once.
+
+    A small batch costs its calls more than its pixels, on a CPU as on a GPU. Each step draws for itself.
+    """
+    steps, coming = itertools.tee(steps)
+    draws = (
+        draw
+        for (chosen, seeds), crops in zip(coming, decoded)  # noqa: B905, decoded steps go on after an epoch
+        for draw in _draws(job, pixels, chosen, seeds, pieces, crops)
+    )
+    elements = len(pieces[0]) * len(job.policies) * job.channels * job.recipe.image_size**2
+    in_files = isinstance(pixels.images, Files)
+    together = 1 if in_files else max(1, min(TOGETHER * len(pieces), AHEAD // elements))
+    groups = iter(lambda: list(itertools.islice(draws, together)), [])
+    made = itertools.chain.from_iterable(_views(job, pixels, group) for group in groups)
+    for _, seeds in steps:
+        yield [_batch(job, seeds, *views) for views in itertools.islice(made, len(pieces))]
+
+
+@dataclass
+class _Draw:
+    """What is drawn for a micro-batch."""
+
+    index: Tensor  # (b,) images
+    params: list[dict[str, Tensor]]  # of each view
+    noise: Tensor | None  # (b, N) of the mask
+    crops: list[Tensor] | None  # decoded, one tensor a view
+
+
+def _draws(job: Job, pixels: Images, chosen: Tensor, seeds: tuple, pieces: list[Tensor], decoded) -> list[_Draw]:
+    """Drawn for the whole effective batch, then cut: a draw a micro-batch."""
     if isinstance(pixels.images, Files):
-        decoded = decoded or [_crops(pixels.images, policies, chosen, seeds, piece) for piece in pieces]
-        policies = [replace(p, crop="none") if p.crop == "resized" else p for p in policies]  # cut already
+        decoded = decoded or [_crops(pixels.images, job.policies, chosen, seeds, piece) for piece in pieces]
     generator = stream(*seeds)
-    draws = [augment.draw(policy, len(chosen), generator) for policy in policies]
+    drawn = [augment.draw(policy, len(chosen), generator) for policy in _policies(job, pixels)]
     noise = None
     if isinstance(job, PretrainJob):
         patches = (job.recipe.image_size // models.patch_size(job.recipe.model)) ** 2
         noise = torch.rand(len(chosen), patches, generator=generator)
-    batches = []
-    for number, piece in enumerate(pieces):
-        index = sent(chosen[piece], job.device)
-        sources = [pixels.images[index]] * len(policies) if decoded is None else decoded[number]
-        images, *second = (
-            augment.apply(policy, source.to(job.device), {k: v[piece] for k, v in drawn.items()})
-            for policy, source, drawn in zip(policies, sources, draws, strict=True)
+    return [
+        _Draw(
+            chosen[piece],
+            [{name: value[piece] for name, value in params.items()} for params in drawn],
+            None if noise is None else noise[piece],
+            None if decoded is None else decoded[number],
         )
-        labels = target = pixels.targets[index]
-        if job.mix is not None:
-            with _numpy_seed(random_seed(*seeds, "mix")):  # the same draw for every piece
-                images, target = job.mix(images, labels)
-        elif job.smoothing:  # (b, C), 1 - e + e / C on the label, as timm
-            target = F.one_hot(labels, job.num_classes) * (1 - job.smoothing) + job.smoothing / job.num_classes
-        hidden = None if noise is None else sent(noise[piece], job.device)
-        batch = Batch(images, labels, target, hidden, second_view=second[0] if second else None)
-        job.prepare(batch)
-        batches.append(batch)
-    return batches
+        for number, piece in enumerate(pieces)
+    ]
+
+
+def _policies(job: Job, pixels: Images) -> list[augment.Policy]:
+    """One a view; crops of images in files are cut when they are decoded."""
+    in_files = isinstance(pixels.images, Files)
+    return [replace(p, crop="none") if in_files and p.crop == "resized" else p for p in job.policies]
+
+
+def _views(job: Job, pixels: Images, draws: list[_Draw]) -> Iterator[tuple[Tensor, Tensor | None, list[Tensor]]]:
+    """For each of some micro-batches its labels, its mask's noise and its views, all of them augmented at once."""
+    sizes = [len(draw.index) for draw in draws]
+    index = sent(torch.cat([draw.index for draw in draws]), job.device)
+    source = None if draws[0].crops else pixels.images[index]
+    views = []
+    for view, policy in enumerate(_policies(job, pixels)):
+        images = torch.cat([draw.crops[view] for draw in draws]).to(job.device) if source is None else source
+        params = [draw.params[view] for draw in draws]
+        params = {name: torch.cat([one[name] for one in params]) for name in params[0]}
+        views.append(augment.apply(policy, images, params).split(sizes))
+    noise = [None if draw.noise is None else sent(draw.noise, job.device) for draw in draws]
+    return zip(pixels.targets[index].split(sizes), noise, zip(*views, strict=True), strict=True)
+
+
+def _batch(job: Job, seeds: tuple, labels: Tensor, noise: Tensor | None, views: list[Tensor]) -> Batch:
+    images, *second = views
+    target = labels
+    if job.mix is not None:
+        with _numpy_seed(random_seed(*seeds, "mix")):  # the same draw for every piece
+            images, target = job.mix(images, labels)
+    elif job.smoothing:  # (b, C), 1 - e + e / C on the label, as timm
+        target = F.one_hot(labels, job.num_classes) * (1 - job.smoothing) + job.smoothing / job.num_classes
+    batch = Batch(images, labels, target, noise, second_view=second[0] if second else None)
+    job.prepare(batch)
+    return batch
 
 
 # --- images in files -------------------------------------------------------------------------------------------

@@ -247,11 +247,13 @@ def _train(run, job, model, accelerator, pieces, seed, progress, save_seconds) -
             job.start_epoch(epoch)
             meter = _Meter(bar, recipe, epoch, accelerator)
             wrapped.train(getattr(recipe, "trains", "all") == "all")  # a frozen backbone also keeps its statistics
-            for step, chosen in enumerate(jobs.epoch_order(pixels.targets, recipe, seed, epoch)):
+            order = jobs.epoch_order(pixels.targets, recipe, seed, epoch)
+            wanted = ((chosen, (seed, epoch, step)) for step, chosen in enumerate(order))
+            batches = jobs.step_batches(job, pixels, wanted, pieces, decoded)
+            for step in range(steps):
                 schedule.step_update(epoch * steps + step)
                 try:
-                    batches = jobs.make_batches(job, pixels, chosen, (seed, epoch, step), pieces, next(decoded))
-                    values = _step(job, wrapped, optimizer, batches, accelerator)
+                    values = _step(job, wrapped, optimizer, next(batches), accelerator)
                 except torch.OutOfMemoryError:
                     raise torch.OutOfMemoryError(out_of_memory(recipe, accelerator.num_processes)) from None
                 meter.update(values, max(group["lr"] for group in optimizer.param_groups))

@@ -83,10 +83,11 @@ def test_shares_by_hand(clock, monkeypatch):
     monkeypatch.setattr(step.optimizer, "step", clock.takes(1))
     step.watch()
 
-    def make(*_):
-        clock.takes(1)()
-        step.job.prepare()
-        return []
+    def make():
+        while True:
+            clock.takes(1)()
+            step.job.prepare()
+            yield []
 
     def use(job, model, optimizer, batches, accelerator):
         job.terms(model, batches)
@@ -94,7 +95,7 @@ def test_shares_by_hand(clock, monkeypatch):
         optimizer.step()
         clock.takes(0.5)()
 
-    monkeypatch.setattr(stepper.jobs, "make_batches", make)
+    step.flow = make()
     monkeypatch.setattr(stepper.train, "_step", use)
     expected = {"data": 0.1, "teacher": 0.2, "forward": 0.3, "backward": 0.25, "optimiser": 0.1, "rest": 0.05}
     assert step.shares() == pytest.approx(expected)

@@ -1,6 +1,7 @@
 """What a batch is and what is learnt from it: DeiT-LT's stages, the teacher's view, accumulation, every loss."""
 
 import dataclasses
+import itertools
 
 from ltvit_lib import augment, data, jobs, longtail, losses, models, recipes, train
 
@@ -45,6 +46,50 @@ def one_batch(job: jobs.Job, step: int = 0, pieces: int = 1) -> list[jobs.Batch]
 def some(job: jobs.Job, step: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(step)
     return torch.randperm(len(job.split.train), generator=generator)[: job.recipe.batch_size]
+
+
+# --- batches ---------------------------------------------------------------------------------------------------
+
+
+KINDS = {
+    "mixed": ("digits_vit_ce", dict(mixup=0.8, cutmix=1.0)),
+    "smoothed": ("laptop_vit_ce", dict(mixup=0.0, cutmix=0.0, smoothing=0.1, image_size=8, model="resnet8_cifar")),
+    "masked": ("digits_mgp", {}),
+    "two views": ("digits_teacher_paco_sam", {}),
+    "taught": ("digits_deit_lt", {}),
+}
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_augmented_together_are_those_made_one_by_one(tiny_longtail, teacher, monkeypatch, kind, pieces):
+    name, changes = KINDS[kind]
+    recipe = recipes.get(name, batch_size=8, **changes)
+    job = jobs.JOBS[recipe.kind](recipe, tiny_longtail, CPU, teacher)
+    job.start_epoch(0)
+    order, train_ = jobs.epoch_order(tiny_longtail.train.targets, recipe, 0, 0), tiny_longtail.train
+    steps, cut = [(chosen, (0, 0, step)) for step, chosen in enumerate(order)], jobs.parts(8, pieces)
+    sizes, plain = [], augment.apply
+    monkeypatch.setattr(augment, "apply", lambda p, x, d: sizes.append(len(x)) or plain(p, x, d))
+    together = list(jobs.step_batches(job, train_, steps, cut, itertools.repeat(None)))
+    views = len(job.policies)
+    assert len(steps) % 4 and sizes == [32] * (len(steps) // 4) * views + [8 * (len(steps) % 4)] * views
+    for made, (chosen, seeds) in zip(together, steps, strict=True):
+        for one, other in zip(made, jobs.make_batches(job, train_, chosen, seeds, cut), strict=True):
+            for name in ("images", "labels", "target", "noise", "answers", "second_view"):
+                a, b = getattr(one, name), getattr(other, name)
+                assert a is b is None or torch.equal(a, b), name
+
+
+def test_large_images_are_augmented_a_micro_batch_at_a_time(tiny_longtail, monkeypatch):
+    recipe = recipes.get("digits_vit_ce", batch_size=8)
+    job, sizes, plain = jobs.FinetuneJob(recipe, tiny_longtail, CPU), [], augment.apply
+    job.start_epoch(0)
+    monkeypatch.setattr(jobs, "AHEAD", 4 * 8 * 8)
+    monkeypatch.setattr(augment, "apply", lambda p, x, d: sizes.append(len(x)) or plain(p, x, d))
+    steps = [(torch.arange(8), (0, 0, step)) for step in range(3)]
+    list(jobs.step_batches(job, tiny_longtail.train, steps, jobs.parts(8, 2), itertools.repeat(None)))
+    assert sizes == [4] * 6
 
 
 # --- DeiT-LT ---------------------------------------------------------------------------------------------------
