@@ -3,9 +3,10 @@
     python benchmarks/augmentation.py [--images 256] [--repeats 11]
 
 Writes figures/data/benchmark_augmentation.csv. Both start from 32 px images in memory (training images of CIFAR-10
-where `LTVIT_DATA` has them, else random pixels) and end with one normalised float32 batch. They take turns; the ratio
-is the median over rounds of their times in the same round, so that a drift of the machine's speed cancels. Times are
-the processor's own, which other programs disturb little.
+where `LTVIT_DATA` has them, else random pixels) and end with one normalised float32 batch; at 32 px also 512 images,
+for training at laptop scale augments four steps of 128 at once (`jobs.TOGETHER`). They take turns; the ratio is the
+median over rounds of their times in the same round, so that a drift of the machine's speed cancels. Times are the
+processor's own, which other programs disturb little.
 """
 
 import argparse
@@ -103,11 +104,11 @@ def measure(count: int, repeats: int, sizes: tuple[int, ...] = (224, 32)) -> pd.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=256, help="in a batch; at 32 pixels four times as many, too")
+    parser.add_argument("--images", type=int, default=256, help="in a batch; at 32 pixels twice as many, too")
     parser.add_argument("--repeats", type=int, default=11)
     given = parser.parse_args()
     np.random.seed(0)  # timm draws from numpy and from random, torchvision from torch
-    table = pd.concat([measure(given.images, given.repeats), measure(4 * given.images, given.repeats, (32,))])
+    table = pd.concat([measure(given.images, given.repeats), measure(2 * given.images, given.repeats, (32,))])
     table.to_csv(plots.figures() / "data" / "benchmark_augmentation.csv", index=False, float_format="%.4g")
     print(table.drop(columns=["device"]).to_string(index=False, float_format="%.2f"))
     print(table["device"].iloc[0])

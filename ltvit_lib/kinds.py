@@ -332,6 +332,9 @@ def _label_problems(r: Finetune) -> dict[str, bool]:
             r.drw_epoch is not None and not isinstance(r, Distil) and r.loss not in WEIGHTED
         ),
         f"loss_epoch must lie in 0..{last}": not 0 <= r.loss_epoch <= last,
+        "plain cross-entropy comes before class weights: let loss_epoch be at most drw_epoch": (
+            r.drw_epoch is not None and not isinstance(r, Distil) and r.loss_epoch > r.drw_epoch
+        ),
         f"trains={r.trains!r} starts from a trained classifier: name its recipe as init": (
             r.trains != "all" and r.init is None
         ),
@@ -351,8 +354,10 @@ def _kind_problems(r: Finetune) -> dict[str, bool]:
         rhos = r.sam_rho if isinstance(r.sam_rho, tuple) else (r.sam_rho,)
         problems |= {
             "sam_rho must not be negative": not all(0 <= rho < math.inf for rho in rhos),
-            "sam_epochs must ascend, one fewer than sam_rho has values": (
-                len(r.sam_epochs) + 1 != len(rhos) or sorted(set(r.sam_epochs)) != list(r.sam_epochs)
+            f"sam_epochs must ascend, one fewer than sam_rho has values, up to {r.epochs - 1}, the last epoch": (
+                len(r.sam_epochs) + 1 != len(rhos)
+                or sorted(r.sam_epochs) != list(r.sam_epochs)
+                or max(r.sam_epochs, default=0) >= r.epochs
             ),
             "width must be at least 1": r.width < 1,
             f"width is an option of resnet<depth>_cifar: leave it at {Teacher.width} with {r.model}": (

@@ -239,15 +239,18 @@ def lade(logits: Tensor, target: Tensor, prior: Values, weight: float = 0.1, lam
     return ce - weight * (first - (prior * (spread + lam * spread**2)).sum())
 
 
-def influence_balanced(logits: Tensor, target: Tensor, features: Tensor, alpha: float = 1000.0) -> Tensor:
+def influence_balanced(
+    logits: Tensor, target: Tensor, features: Tensor, counts: Values | None = None, alpha: float = 1000.0
+) -> Tensor:
     """IB: images with a large influence on the decision boundary count less (Park et al. 2021).
 
-        L = mean_i CE_i * alpha / (|p_i - y_i|_1 |h_i|_1 + 0.001)
+        L = mean_i w_{y_i} CE_i * alpha / (|p_i - y_i|_1 |h_i|_1 + 0.001),   w_c ~ 1 / n_c with mean 1 over classes
 
     Args:
         logits: (B, C).
         target: (B,) int64.
         features: (B, D), what the last linear layer sees.
+        counts: (C,); None: without class weights.
         alpha: overall scale.
 
     As in the official code the factor is part of the graph; that code trains with CE for the first half.
@@ -257,7 +260,11 @@ def influence_balanced(logits: Tensor, target: Tensor, features: Tensor, alpha: 
         raise ValueError(f"features: expected ({len(logits)}, D), got {tuple(features.shape)}")
     features = features.to(logits.dtype)
     error = (logits.softmax(1) - _dense(target, logits)).abs().sum(1)  # (B,)
-    ce = F.cross_entropy(logits, target, reduction="none")
+    weight = None
+    if counts is not None:
+        weight = 1 / _per_class(counts, logits, "counts", check_counts)
+        weight = weight / weight.mean()
+    ce = F.cross_entropy(logits, target, weight=weight, reduction="none")
     return (ce * alpha / (error * features.abs().sum(1) + 1e-3)).mean()
 
 
@@ -394,7 +401,7 @@ def _to_test_prior(log_q: Tensor, train_prior: Values, test_prior: Values, smoot
         eta = (log_q.exp() - smoothing / log_q.shape[1]) / (1 - smoothing)
         # Below the floor no evidence is left: such classes come last, by q alone, not divided by the prior
         spent = log_q + log_train - 69.0  # e^-69 = 1e-30
-        log_q = torch.maximum(eta.clamp_min(torch.finfo(eta.dtype).tiny).log(), spent)
+        log_q = torch.where(eta > 0, eta.clamp_min(torch.finfo(eta.dtype).tiny).log(), spent)
     return log_q - log_train + log_test
 
 

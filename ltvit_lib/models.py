@@ -5,6 +5,7 @@ from here.
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -188,8 +189,8 @@ def load_encoder(model: VisionTransformer, source: str | Path) -> None:
     if "dist_token" in own and "dist_token" not in weights:
         weights["dist_token"] = weights["cls_token"].clone()
         position, prefix = torch.cat([position[:, :1], position], dim=1), prefix + 1
-    if int((position.shape[1] - prefix) ** 0.5) ** 2 == position.shape[1] - prefix:  # bicubic, as MAE and LiVT
-        grid = list(model.patch_embed.grid_size)
+    grid, patches = list(model.patch_embed.grid_size), position.shape[1] - prefix
+    if patches != math.prod(grid) and math.isqrt(patches) ** 2 == patches:  # bicubic, as MAE and LiVT
         position = resample_abs_pos_embed(position, grid, num_prefix_tokens=prefix, antialias=False)
     weights["pos_embed"] = position
     load_weights(model, weights, allow_missing=("head", "fc_norm"), where=source)

@@ -11,7 +11,9 @@ FUSED = ("adam", "adamw")  # those of timm's names that torch has fused kernels 
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe, fused: bool | None = None) -> torch.optim.Optimizer:
-    """AdamW or SGD; no weight decay on vectors, position embeddings and tokens (ViTs only).
+    """AdamW, SGD or another of timm's; no weight decay on vectors, and in ViTs on position embeddings and tokens.
+
+    (A masked autoencoder's two tokens do decay, as MAE's.)
 
     With `layer_decay` d, block i of L learns at d^(L - i) of the rate and the embeddings at d^(L + 1) (LiVT Table 9;
     equal to MAE's groups for average pooling). The CIFAR teachers decay every parameter, as their released code.

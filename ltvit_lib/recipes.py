@@ -503,7 +503,7 @@ _add(replace(_places, name=f"{_places.name}_as_released", loss_options={}))
 _add_bft("places_lt", "b", "Bal-BCE", _livt("4", "LiVT *"), pixels=384, **_from_imagenet, **_tau)
 
 # ViT and DeiT III from scratch, 800 epochs (Tables 1 to 4; appendix D.2), as MAE's Table 11 and DeiT III's Table 1 have
-# them. MAE's average of the weights is left out, and DeiT III's gradient clipping.
+# them. MAE's average of the weights is left out; timm's LAMB clips gradients at a norm of 1, as DeiT III's does.
 _scratch = dict(rho=None, epochs=800, image_size=224, normalise="imagenet", precision="bf16", pool="token")
 _vit = _scratch | dict(
     model="vit_base_patch16_224", loss="cross_entropy", batch_size=4096, micro_batch=_MICRO["b"], base_lr=1e-4,
@@ -608,9 +608,15 @@ def shortened(name: str, /, length: float, **overrides) -> Recipe:
     if not 0 < length < math.inf:
         raise ValueError(f"length must be positive, got {length}")
     shorter = {"epochs": max(1, round(recipe.epochs * length)), "warmup_epochs": recipe.warmup_epochs * length}
+
+    def sooner(epoch: int) -> int:
+        return min(round(epoch * length), shorter["epochs"] - 1)
+
     for later in ("drw_epoch", "loss_epoch"):
         if getattr(recipe, later, None) is not None:
-            shorter[later] = min(round(getattr(recipe, later) * length), shorter["epochs"] - 1)
+            shorter[later] = sooner(getattr(recipe, later))
+    if getattr(recipe, "sam_epochs", ()):
+        shorter["sam_epochs"] = tuple(map(sooner, recipe.sam_epochs))
     return override(recipe, **shorter | overrides)
 
 

@@ -330,8 +330,13 @@ def checkpoint_bytes(model: dict, optimizer: torch.optim.Optimizer) -> int:
 
 
 def save_checkpoint(run: Run, model: dict, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> None:
-    """One file: weights under `model.`, optimiser state under `optimizer.<group>.<index>.`, epochs done as metadata."""
+    """One file: weights under `model.`, optimiser state under `optimizer.<group>.<index>.`, epochs done as metadata.
+
+    LAMB counts its steps in the group itself: `optimizer.<group>.step`.
+    """
     tensors = {f"model.{name}": value for name, value in model.items()}
+    groups = enumerate(optimizer.param_groups)
+    tensors |= {f"optimizer.{g}.step": torch.as_tensor(group["step"]) for g, group in groups if "step" in group}
     for prefix, parameter in _slots(optimizer):
         state = optimizer.state.get(parameter, {})
         tensors |= {prefix + name: torch.as_tensor(value) for name, value in state.items() if value is not None}
@@ -347,6 +352,9 @@ def load_checkpoint(run: Run, model: torch.nn.Module, optimizer: torch.optim.Opt
     with _checkpoint(path) as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for g, group in enumerate(optimizer.param_groups):
+        if f"optimizer.{g}.step" in tensors:
+            group["step"] = tensors[f"optimizer.{g}.step"]
     for prefix, parameter in _slots(optimizer):
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if state:  # AdamW keeps its step count on the CPU, everything else beside the parameter

@@ -119,6 +119,8 @@ def load_split(recipe: Recipe, seed: int, data: Split | None = None) -> Split:
     if data is None:
         rho = None if recipe.per_class else recipe.rho
         data = load(recipe.data, rho, data_seed, recipe.per_class, image_size=recipe.image_size)
+    if len(data.classes) < 2:
+        raise ValueError(f"{data.name} has one class, {data.classes[0]}: bring images of at least two")
     return data.with_validation(data_seed) if recipe.evaluate_on == "val" and data.val is None else data
 
 

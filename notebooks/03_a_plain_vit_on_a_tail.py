@@ -68,7 +68,7 @@ print(
 #
 # ## Where does it fall behind a CNN?
 # Same loss (CE), same images, ViT-B against ResNet50, each with its own schedule, by training images a class (LiVT Tables 2
-# and 3); then by size of the model, after masked pre-training, as in Figure 1 (Table 6):
+# and 3); then by size of the model, after masked pre-training (MGP, [07](07_masked_pretraining.ipynb)), as in Figure 1 (Table 6):
 
 # %%
 # NBVAL_CHECK_OUTPUT

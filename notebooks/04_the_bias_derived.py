@@ -117,7 +117,8 @@ print({name: agree(*sides) for name, sides in lines.items()})
 
 # %% [markdown]
 # Every line holds for any three classes. One slip of the paper: its proof sets $\operatorname{softmax}(z)_y = P(x\mid y)$.
-# It is only *proportional* to it, with a factor that depends on $x$: the $c(x)$ above.
+# By (1.4) it is $P(x\mid y)\,\pi^t_y/\sum_j P(x\mid j)\,\pi^t_j$: *proportional* to $P(x\mid y)$, and only for a uniform $\pi^t$, with a
+# factor that depends on $x$.
 #
 # Now by fitting instead of algebra: one free logit for every picture and class, Bal-CE from the library, L-BFGS in
 # float64. If Theorem 1 is right, $\log\eta - B$ must come out, up to a constant for each picture. These logits must also
@@ -198,8 +199,8 @@ for name, gradient, at in (("Bal-CE", gradient_ce, prior.log()), ("Bal-BCE", gra
     print(f"{name + ',':8} rarest class:", *[f"{v:6.3f}" for v in couples[3].tolist()])
 
 # %% [markdown]
-# The two Bal-CE numbers differ by exactly 1. Under Bal-CE a larger bias of the head also moves the rarest class; under Bal-BCE
-# only its own bias does.
+# The two Bal-CE numbers differ by exactly 1. Under Bal-CE a larger bias of a frequent class also changes the rarest class's
+# gradient; under Bal-BCE only its own bias does.
 #
 # ## Theorem 2: the bias of binary cross-entropy
 # BCE asks one yes-or-no question for each class, $\sigma(z) = e^z/(e^z + e^0)$. Weight "yes" by its number of images and "no"
@@ -210,6 +211,9 @@ for name, gradient, at in (("Bal-CE", gradient_ce, prior.log()), ("Bal-BCE", gra
 # What does a logit learn when it is trained with that bias? For $R(z) = -\eta\log\sigma(z+B) - (1-\eta)\log(1-\sigma(z+B))$
 #
 # $$R'(z) = \sigma(z+B) - \eta, \qquad R''(z) = \sigma(z+B)\,\big(1-\sigma(z+B)\big) > 0 \tag{2.2}$$
+#
+# By Bayes $\frac{\eta}{1-\eta}=\frac{P(x\mid y)\,\pi_y}{P(x\mid\text{not }y)\,(1-\pi_y)}$, and $B=\log\frac{\pi_y}{1-\pi_y}$ takes the second
+# factor away:
 #
 # $$z^\star = \log\frac{\eta}{1-\eta} - B = \log\frac{P(x\mid y)}{P(x\mid \text{not } y)}, \qquad
 # P(x\mid\text{not }y) = \sum_{j\neq y}\frac{\pi_j}{1-\pi_y}\,P(x\mid j) \tag{2.3}$$

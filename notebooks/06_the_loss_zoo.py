@@ -63,7 +63,9 @@ prior, n = longtail.prior(counts).float(), torch.tensor(counts).float()
 # | CB sigmoid | $z$ | $w_y\,(p_c-t_c)$, with $\sigma$ | the weight of an image |
 # | CB focal | $z$ | the same times a factor of $p_c$ | that, and easy questions count less |
 #
-# Three gradients by hand, then the library's, and they agree:
+# CB is class-balanced (Cui 2019), LDAM label-distribution-aware margins (Cao 2019), VS vector scaling (Kini 2021), LADE label
+# distribution disentangling (Hong 2021), IB influence-balanced (Park 2021), MiSLAS label-aware smoothing (Zhong 2021), focal Lin's
+# (2017), NT negative-tolerant (Wu 2020). Three gradients by hand, then the library's, and they agree:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -101,16 +103,18 @@ for name, gradient in by_hand.items():
 #
 # ## One look at all of them
 # The gradient of each loss for one image of the most frequent digit and one of the rarest: first with all logits zero,
-# then with a network that has learnt the class frequencies and nothing else, $z_c=\operatorname{logit}\pi_c$. Adam does
-# not feel a loss's overall scale, so each row is divided by its own mean $\sum_c|\partial L/\partial z_c|$ over the
+# then with a network that has learnt the class frequencies and nothing else: $z=\log\pi$ for a softmax, $\operatorname{logit}\pi$
+# for sigmoids. Adam does not feel a loss's overall scale, so each row is divided by its own mean $\sum_c|\partial L/\partial z_c|$ over the
 # training images.
 
 # %%
 labels = torch.arange(10).repeat_interleave(n.long())  # of all training images
-states = {"all logits zero": torch.zeros(10), "class frequencies learnt": torch.logit(prior)}
+sigmoids = {"Bal-BCE", "NT-BCE, lambda 5", "BCE", "CB sigmoid", "CB focal"}
+learnt = lambda name: torch.logit(prior) if name in sigmoids else prior.log()
+states = {"all logits zero": lambda name: torch.zeros(10), "class frequencies learnt": learnt}
 rows = []
 for (state, start), (name, function) in ((s, f) for s in states.items() for f in zoo.items()):
-    z = start.repeat(len(labels), 1).requires_grad_()
+    z = start(name).repeat(len(labels), 1).requires_grad_()
     (g,) = torch.autograd.grad(function(z, labels), z)
     g = g / g.abs().sum(1).mean()
     for image, which in (("frequent (digit 0)", 0), ("rare (digit 9)", -1)):
@@ -345,7 +349,7 @@ pd.DataFrame(floors, index=[*pair, "LDAM, rough formula"]).T.round(2)
 # flattens early is what it had to see. This is arithmetic, not a run: our LDAM refuses mixed labels.
 #
 # ## NaN: who can, and when
-# LiVT "gave up some methods for NaN losses". A sigmoid followed by a logarithm is enough: $\sigma(z)$ rounds to 1, $\log
+# LiVT had to "give up some ingenious rebalancing methods for loss NaN during training". A sigmoid followed by a logarithm is enough: $\sigma(z)$ rounds to 1, $\log
 # 0$ is infinite, and infinity times zero is NaN. The library works from logits and lifts half precision to float32:
 
 
@@ -370,7 +374,7 @@ for kind in (torch.float32, torch.float16):
         print(f"{str(kind)[6:]:8} {name:22}", "   ".join(verdict))
 
 # %% [markdown]
-# The naive form breaks as soon as a confident answer is wrong: at a logit of 20 in float32, at 12 in half precision,
+# The naive form breaks as soon as a "yes" is confident, right or wrong: at a logit of 20 in float32, at 12 in half precision,
 # within reach of any network. From logits nothing breaks, and no run of this page diverged. LiVT's released BCE works
 # from logits too; which methods it gave up it does not say.
 #

@@ -8,6 +8,7 @@ from ltvit_lib import costs, data, models, recipes
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,6 +52,17 @@ def test_masking_saves_the_hidden_patches():
 
 def test_a_frozen_backbone_needs_no_backward_pass():
     assert per_image("paper_c10_vit_b_crt") == pytest.approx(vit_forward(768, 12, 197, 196, 768, 10), rel=1e-3)
+
+
+def test_grouped_convolutions_cost_their_groups_backwards_too():
+    """Each gradient of a convolution costs what its forward pass does, and a RegNetY is little else."""
+    with torch.device("meta"):
+        net, images = models.create("regnety_160", num_classes=10), torch.empty(2, 3, 224, 224)
+    with FlopCounterMode(display=False) as forward:
+        net(images)
+    first = 2 * 2 * 112 * 112 * 32 * 27  # images need no gradient
+    whole = 3 * forward.get_total_flops() - first
+    assert per_image("paper_c10_teacher_regnety") == pytest.approx(whole / 2, rel=0.01)
 
 
 def test_sam_takes_two_passes():

@@ -132,12 +132,13 @@ def slow_lade(z, y, prior, weight=0.1, lam=0.1):
     return slow_balanced_ce(z, y, prior) + weight * regulariser
 
 
-def slow_influence_balanced(z, y, features, alpha=1000.0):
-    total = 0.0
+def slow_influence_balanced(z, y, features, counts=None, alpha=1000.0):
+    total, inverse = 0.0, [1.0] * len(z[0]) if counts is None else [1 / n for n in counts]
     for row, t, h in zip(z, y, features, strict=True):
         logp = log_softmax(row)
         error = sum(abs(math.exp(v) - (c == t)) for c, v in enumerate(logp))
-        total -= logp[t] * alpha / (error * sum(map(abs, h)) + 1e-3)
+        weight = inverse[t] * len(inverse) / sum(inverse)
+        total -= weight * logp[t] * alpha / (error * sum(map(abs, h)) + 1e-3)
     return total / len(z)
 
 
@@ -194,6 +195,12 @@ CASES = {
     "lade": (losses.lade, slow_lade, {"prior": PRIOR}, False),
     "lade_inat": (losses.lade, slow_lade, {"prior": PRIOR, "weight": 0.05, "lam": 0.5}, False),
     "ib": (losses.influence_balanced, slow_influence_balanced, {"features": FEATURES}, False),
+    "ib_weighted": (
+        losses.influence_balanced,
+        slow_influence_balanced,
+        {"features": FEATURES, "counts": COUNTS},
+        False,
+    ),
     "vs": (losses.vs, slow_vs, {"counts": COUNTS}, False),
     "vs_cdt": (losses.vs, slow_vs, {"counts": COUNTS, "gamma": 0.2, "tau": 0.0}, False),
 }
@@ -635,6 +642,10 @@ def test_no_evidence_above_the_floor():
     prior, uniform = longtail.prior([1000, 100, 10, 1]), torch.full((4,), 0.25)
     z = torch.tensor([[-9.0, -8.0, -10.0, -11.0]])
     assert losses.decide_bce(z, prior, uniform, smoothing=0.1).argmax() == 1
+    many = longtail.prior(longtail.exponential_counts(1280, 1000, 256))  # as ImageNet-LT's, where e / C is small
+    z = torch.logit(torch.linspace(1e-5, 1e-9, 1000, dtype=torch.float64))[None].float()
+    order = losses.decide_bce(z, many, torch.full((1000,), 1e-3), smoothing=0.1).argsort(1, descending=True)
+    assert torch.equal(order[0], torch.arange(1000))
 
 
 @pytest.mark.parametrize("decide", [losses.decide_ce, losses.decide_bce])

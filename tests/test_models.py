@@ -289,6 +289,16 @@ def test_the_encoder_of_a_run_starts_a_plain_vit(pretrained, images):
     assert torch.equal(model.fc_norm.weight, torch.ones(64))
 
 
+def test_positions_of_a_grid_that_fits_stay(tmp_path):
+    """Sixteen patches need not be four by four."""
+    wide = dict(img_size=(4, 16), patch_size=2, depth=1)
+    mae = MaskedAutoencoder(models.create(PLAIN, **wide), 32, 1, 2)
+    saved(mae, tmp_path / "last.safetensors", "run")
+    model = models.create(PLAIN, num_classes=3, **wide)
+    models.load_encoder(model, tmp_path)
+    assert torch.equal(model.pos_embed, mae.encoder.pos_embed)
+
+
 def test_a_distilled_student_gets_its_dist_token_from_cls(pretrained, images):
     path, mae = pretrained
     student = models.create(DISTILLED, **SMALL).eval()

@@ -85,6 +85,12 @@ def test_shortened_scales_the_whole_schedule():
     assert (recipe.epochs, recipe.warmup_epochs, recipe.drw_epoch, recipe.rho) == (30, 1.0, 27, 10.0)
     assert recipes.shortened("digits_deit_lt", 1.0) == recipes.get("digits_deit_lt")
     assert recipes.shortened("digits_teacher_ldam_drw_sam", 0.001).epochs == 1
+    large = [recipes.shortened("paper_imagenet_lt_teacher_ldam_drw_sam", length) for length in (1, 1 / 3, 0.001)]
+    assert [(r.epochs, r.drw_epoch, r.sam_epochs) for r in large] == [
+        (90, 60, (5, 60)),
+        (30, 20, (2, 20)),
+        (1, 0, (0, 0)),
+    ]
     with pytest.raises(ValueError, match="length must be positive"):
         recipes.shortened("digits_vit_ce", 0)
 
@@ -134,6 +140,8 @@ def test_a_slip_gets_a_suggestion():
         ("digits_vit_ce", dict(lr_steps=[0.9, 0.8]), "lr_steps"),
         ("digits_vit_ce", dict(drw_epoch=300), "drw_epoch must lie in 0..299"),
         ("digits_vit_bal_bce", dict(drw_epoch=10), "takes no class weights"),
+        ("digits_vit_ce", dict(drw_epoch=10, loss_epoch=11), "let loss_epoch be at most drw_epoch"),
+        ("digits_teacher_ldam_drw_sam", dict(sam_rho=(0.1, 0.5), sam_epochs=(120,)), "up to 119, the last epoch"),
         ("digits_vit_ce", dict(loss="lade", micro_batch=32), "whole batch"),
         ("digits_vit_ce", dict(loss="focal"), "gamma"),
         ("digits_vit_ce", dict(loss="focal", loss_options={"gamma": -1}), "gamma: expected 0 or more"),

@@ -5,12 +5,14 @@ import json
 import math
 import os
 from dataclasses import replace
+from functools import partial
 
 from ltvit_lib import costs, recipes, runs
 
 import pandas as pd
 import pytest
 import torch
+from timm.optim import Lamb
 from torch import nn
 
 VIT = recipes.get("digits_vit_ce")
@@ -59,8 +61,8 @@ def trained(kind: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     parameters = list(model.parameters())
     groups = [{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=0.1) if kind == "adamw" else torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-    return model, optimizer
+    kinds = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9), "lamb": Lamb}
+    return model, kinds[kind](groups, lr=0.1)
 
 
 def steps(model, optimizer, count: int) -> None:
@@ -70,7 +72,7 @@ def steps(model, optimizer, count: int) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "lamb"])
 def test_a_checkpoint_restores_weights_buffers_and_optimiser(tmp_path, kind):
     run, (model, optimizer) = runs.Run(tmp_path), trained(kind)
     steps(model, optimizer, 3)

@@ -406,6 +406,12 @@ def test_broken_weights_are_never_saved(tmp_path, monkeypatch):
     assert all(v.isfinite().all() for v in weights(runs.Run(tmp_path)).values())
 
 
+def test_one_class_is_refused_before_it_trains(tiny_longtail, tmp_path):
+    alone = replace(tiny_longtail, train=tiny_longtail.train.subset(range(40)), classes=("a",))
+    with pytest.raises(ValueError, match="tiny has one class, a: bring images of at least two"):
+        quiet(recipes.get("digits_vit_bal_bce", epochs=1, warmup_epochs=0.0), tmp_path, data=alone)
+
+
 def test_an_absurd_learning_rate_diverges(tmp_path):
     recipe = recipes.get("digits_vit_ce", **SHORT, base_lr=1e30)
     assert "lower base_lr" in refusal(train.TrainingDiverged, quiet, recipe, tmp_path)
