@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m
+RUNS := $(or $(LTVIT_RUNS),runs)
 PAGES ?= $(wildcard notebooks/*.py)
 
 .PHONY: demo test lint unit nbval lab notebooks table ledger readme recipes measures bench clean
@@ -58,7 +59,7 @@ table: .venv/installed
 	  --config table=$(T) seeds=$(SEEDS) $(if $(LENGTH),length=$(LENGTH)) $(if $(DATA),data="$(DATA)") $(if $(SET),overrides='$(SET)')
 
 measures: .venv/installed
-	for part in measure teachers experts analyses; do $(BIN)/python workflow/$$part.py runs || exit 1; done
+	for part in measure teachers experts analyses; do $(BIN)/python workflow/$$part.py $(RUNS) || exit 1; done
 
 readme: .venv/installed
 	$(BIN)/python workflow/readme.py
@@ -67,9 +68,9 @@ recipes: .venv/installed
 	$(BIN)/python workflow/recipes_table.py
 
 ledger: .venv/installed
-	$(RUN) ltvit_lib.runs runs
+	$(RUN) ltvit_lib.runs $(RUNS)
 
-# Speed on this machine, five minutes on two cores; drawn in notebook 19. On a GPU also: benchmarks/steps.py --scales paper
+# Speed on this machine, six minutes on two cores; drawn in notebook 19. On a GPU also: benchmarks/steps.py --scales paper
 bench: .venv/installed
 	for part in steps growth loss_cost augmentation; do $(BIN)/python benchmarks/$$part.py || exit 1; done
 

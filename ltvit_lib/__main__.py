@@ -34,9 +34,10 @@ def main() -> None:
     given = arguments()
     try:
         chosen = runs.from_parameters(vars(given), ())
-        named = {what: getattr(chosen, what, None) for what in ("teacher", "init")}
-        start = {what: getattr(given, what) or (name and runs.folder(name, given.seed)) for what, name in named.items()}
+        start = runs.start(chosen, given.seed, teacher=given.teacher, init=given.init)
         run = train.fit(chosen, given.out or runs.folder(chosen, given.seed), given.seed, **start)
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command continues from the last epoch that was saved") from None
     except (ValueError, OSError, train.TrainingDiverged, torch.OutOfMemoryError) as error:
         raise SystemExit(f"{given.recipe}, seed {given.seed}: {error}") from None
     if PartialState().is_main_process:

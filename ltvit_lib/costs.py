@@ -81,9 +81,15 @@ def estimate(recipe: Recipe) -> Cost:
     - Hours: operations over utilisation x `H100`.
 
     Raises:
-        ValueError: a model or data set that does not exist, or a student without a teacher's recipe.
+        ValueError: a model or data set that does not exist, a student without a teacher's recipe, images that do not
+            fill a batch.
     """
     size, counts = _size(recipe), _count(recipe)
+    if size.train < recipe.batch_size:
+        raise ValueError(
+            f"{recipe.name}: {size.train} training images do not fill a batch of {recipe.batch_size}: give a smaller "
+            "batch_size"
+        )
     per_image, extra = counts.forward + counts.backward, counts.keys
     rho = getattr(recipe, "sam_rho", 0.0)
     sam = max(rho) > 0 if isinstance(rho, tuple) else rho > 0

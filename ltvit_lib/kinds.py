@@ -11,8 +11,9 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from ltvit_lib import augment, losses, models
+from ltvit_lib import augment, large, losses, models
 
 import torch
 from timm.optim import list_optimizers
@@ -25,6 +26,7 @@ LOSSES = (
     "cross_entropy", "balanced_ce", "bce", "balanced_bce", "nt_bce", "focal", "class_balanced", "ldam", "lade",
     "influence_balanced", "vs", "mislas",
 )  # fmt: skip
+NAMED = ("digits", "cifar10", "cifar100", *large.PUBLISHED)  # data sets; any other `data` is a path
 WEIGHTED = ("cross_entropy", "ldam")  # the losses that take class weights, hence deferred re-weighting
 
 
@@ -190,7 +192,10 @@ class Distil(Finetune):
 
 
 def override(recipe: Recipe, /, **overrides) -> Recipe:
-    """`dataclasses.replace`, after checking names, types and ranges."""
+    """`dataclasses.replace`, after checking names, types and ranges.
+
+    Images of your own (`data` a path, kept absolute) come as they are: `rho` is then None unless it is given too.
+    """
     hints = typing.get_type_hints(type(recipe))
     fields = [f.name for f in dataclasses.fields(recipe)]
     changed = {}
@@ -201,6 +206,8 @@ def override(recipe: Recipe, /, **overrides) -> Recipe:
         if not _fits(value, hints[key]):
             raise ValueError(f"{recipe.name}: {key} must be {_readable(hints[key])}, got {value!r}")
         changed[key] = float(value) if isinstance(value, int) and not _fits(value, hints[key], exact=True) else value
+    if "data" in changed and changed["data"] not in NAMED:
+        changed = {"rho": None} | changed | {"data": str(Path(changed["data"]).expanduser().resolve())}
     changed = replace(recipe, **changed)
     check(changed)
     return changed

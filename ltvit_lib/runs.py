@@ -48,6 +48,19 @@ def folder(recipe: Recipe | str, seed: int = 0) -> Path:
     return Path(os.environ.get("LTVIT_RUNS") or Path(__file__).resolve().parents[1] / "runs") / name / f"seed{seed}"
 
 
+def start(recipe: Recipe, seed: int = 0, **given: str) -> dict[str, str | Path | None]:
+    """For `train.fit`: the folders of `teacher` and `init`, as given, or else where their recipes go.
+
+    With other data than the registered recipe's they are looked for on the same data.
+    """
+    standard = recipes.get(recipe.name)
+    other = {k: getattr(recipe, k) for k in ("data", "rho", "per_class") if getattr(recipe, k) != getattr(standard, k)}
+    named = {what: getattr(recipe, what, None) for what in ("teacher", "init")}
+    return {
+        what: given.get(what) or (name and folder(recipes.get(name, **other), seed)) for what, name in named.items()
+    }
+
+
 def changes(recipe: Recipe) -> dict:
     """In which fields a recipe differs from the one registered under its name, but for `remarks`."""
     if recipe.name not in recipes.names():
@@ -579,4 +592,7 @@ def export(run: Run, out: str | Path | None = None, split=None) -> Path:
 if __name__ == "__main__":
     import sys
 
-    print(record(collect(sys.argv[1] if len(sys.argv) > 1 else "runs")).to_string(max_colwidth=30))
+    try:
+        print(record(collect(sys.argv[1] if len(sys.argv) > 1 else "runs")).to_string(max_colwidth=30))
+    except ValueError as error:
+        raise SystemExit(str(error)) from None

@@ -217,6 +217,16 @@ def test_a_command_says_in_a_sentence_what_is_wrong(arguments, says, tmp_path, m
     assert refusal(SystemExit, command.main).startswith(says.format(tmp_path))
 
 
+def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", interrupted)
+    monkeypatch.setattr(sys, "argv", ["ltvit_lib", "digits_vit_ce", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="interrupted; the same command continues"):
+        command.main()
+
+
 def test_documented_commands_name_recipes():
     named = re.findall(r"-m ltvit_lib (\w+)", command.__doc__ + (TESTS.parent / "README.md").read_text())
     assert len(named) == 4 and set(named) <= set(recipes.names())

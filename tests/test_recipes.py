@@ -95,6 +95,15 @@ def test_shortened_scales_the_whole_schedule():
         recipes.shortened("digits_vit_ce", 0)
 
 
+def test_images_of_your_own_come_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("birds", "./birds/", str(tmp_path / "birds")):
+        recipe = recipes.get("laptop_vit_ce", data=path)
+        assert (recipe.data, recipe.rho) == (str(tmp_path / "birds"), None), "one folder, one run"
+    assert recipes.get("laptop_vit_ce", data="birds", rho=50).rho == 50
+    assert recipes.get("laptop_vit_ce", data="cifar100").rho == 100
+
+
 def refusal(name="digits_vit_ce", **overrides) -> str:
     with pytest.raises(ValueError) as caught:
         recipes.get(name, **overrides)

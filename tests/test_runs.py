@@ -84,6 +84,16 @@ def test_a_checkpoint_restores_weights_buffers_and_optimiser(tmp_path, kind):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
 
 
+def test_a_run_starts_from_runs_on_its_own_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTVIT_RUNS", str(tmp_path))
+    assert runs.start(recipes.get("laptop_livt"), 1) == {"teacher": None, "init": tmp_path / "laptop_mgp" / "seed1"}
+    assert runs.start(recipes.get("laptop_livt", epochs=9), 1)["init"] == tmp_path / "laptop_mgp" / "seed1"
+    both = recipes.get("laptop_deit_lt_mgp", data="birds", batch_size=8)
+    expected = {k: recipes.get(name, data="birds") for k, name in (("teacher", both.teacher), ("init", both.init))}
+    assert runs.start(both) == {k: runs.folder(recipe) for k, recipe in expected.items()}
+    assert runs.start(both, teacher="there")["teacher"] == "there"
+
+
 def test_no_checkpoint_and_a_damaged_one(tmp_path):
     run, (model, optimizer) = runs.Run(tmp_path), trained("adamw")
     assert runs.load_checkpoint(run, model, optimizer) == (0, 0.0)

@@ -15,6 +15,7 @@ import nbformat
 import pytest
 import yaml
 from conftest import refused
+from PIL import Image
 
 pytest.importorskip("snakemake", reason="the optional extra `workflow` is not installed")
 
@@ -122,6 +123,16 @@ def test_own_images_replace_the_data_of_every_recipe(plan, tmp_path, monkeypatch
         plan.plan("digits_livt", overrides={"bach_size": 8})
     with pytest.raises(ValueError, match="data: there is no .*/picture; give a folder"):
         plan.plan("digits_livt", data="picture")
+
+
+def test_images_that_fill_no_batch_are_refused_before_anything_runs(plan, tmp_path):
+    for c in "ab":
+        (tmp_path / c).mkdir()
+        for i in range(6):
+            Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / c / f"{i}.png")
+    with pytest.raises(ValueError, match="digits_vit_ce: 8 training images do not fill a batch of 64"):
+        plan.from_config({"table": "digits_vit_ce", "data": str(tmp_path)})
+    assert plan.from_config({"table": "digits_vit_ce", "data": str(tmp_path), "overrides": {"batch_size": "8"}})
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,12 @@ def from_config(config: dict) -> list[Planned]:
         kind, how = CONFIG[key]
         if not isinstance(value, kind):
             raise ValueError(f"{key} must be {how}, not {value!r}")
-    return plan(table, **given | {"data": str(given.get("data", "")), "overrides": typed(given.get("overrides", {}))})
+    given |= {"data": str(given.get("data", "")), "overrides": typed(given.get("overrides", {}))}
+    planned = plan(table, **given)
+    if given["data"] or given["overrides"]:
+        for run in planned:
+            costs.estimate(run.recipe)  # refuses now what would fail when its turn comes
+    return planned
 
 
 def typed(text):

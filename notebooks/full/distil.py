@@ -53,8 +53,7 @@ from ltvit_lib import plots, train
 
 import pandas as pd
 
-start = dict(teacher=teacher or runs.folder(chosen.teacher, seed))
-start["init"] = init or (runs.folder(chosen.init, seed) if chosen.init else None)
+start = runs.start(chosen, seed, teacher=teacher, init=init)
 folder = out or runs.folder(chosen, seed)
 print(runs.Run(Path(folder)).status)
 run = train.fit(chosen, folder, seed, **start)
