@@ -28,9 +28,14 @@ def table(paper: str, number: str) -> pd.DataFrame:
     Raises:
         ValueError: a table that is not in the file.
     """
-    everything = pd.read_csv(PATH, dtype={"table": str})
-    chosen = everything[(everything["paper"] == paper) & (everything["table"] == number)]
+    whole = everything()
+    chosen = whole[(whole["paper"] == paper) & (whole["table"] == number)]
     if chosen.empty:
-        known = sorted({f"{p} {t}" for p, t in zip(everything["paper"], everything["table"], strict=True)})
+        known = sorted({f"{p} {t}" for p, t in zip(whole["paper"], whole["table"], strict=True)})
         raise ValueError(f"no table {number!r} of {paper!r}; known: {', '.join(known)}")
     return chosen.pivot_table(index="row", columns="column", values="value", sort=False)
+
+
+def everything() -> pd.DataFrame:
+    """All tables, a row a number: paper, table, row, column, value."""
+    return pd.read_csv(PATH, dtype={"table": str})

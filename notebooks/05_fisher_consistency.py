@@ -549,12 +549,8 @@ for ax, column in zip(axes, gains.columns[2:5]):
     ax.set(title=column, xlabel="gain of the repair (points)")
 axes[0].set(yticks=range(len(names)), yticklabels=names.values(), ylim=(len(names) - 0.5, -0.5))
 plots.save_figure(fig, "decision_gains", gains)
-kind = (
-    gains["recipe"]
-    .map(names)
-    .str.extract("(?P<runs>CIFAR|mixup|tau)")["runs"]
-    .fillna("digits, tau = 1")
-)
+kind = gains["recipe"].map(names).str.extract("(?P<runs>CIFAR|mixup|tau)")["runs"]
+kind = kind.fillna("digits, tau = 1")
 gains.groupby(kind)[list(gains.columns[2:])].agg(["min", "mean", "max", "count"]).round(1)
 
 # %% [markdown]

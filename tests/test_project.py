@@ -6,8 +6,11 @@ import re
 import tomllib
 from pathlib import Path
 
+from ltvit_lib import published
+
 import nbformat
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +90,32 @@ def test_no_sentence_breaks_into_a_list(path):
         for before, line in itertools.pairwise(text.splitlines()):
             if re.match(r"(1\.|[-+*]) ", line):
                 assert re.match(r"$|#|[-+*] |  ", before), f"{before}\n{line}"
+
+
+# what stands in prose alone: constants of the papers' text, and differences of two numbers in the table above them
+ALONE = {"08": {6.7}, "10": {2.27, 2.3, 2.303}, "12": {5.2, 7.6}, "16": {2.303}}
+
+
+def decimals(text: str) -> list[str]:
+    """Numbers with a decimal point, unsigned; no section, version or arXiv number."""
+    plain = re.sub(r"(?i)(section|arxiv\S*|abs/|http\S*) ?[\d.]+|(?<=\d),(?=\d{3})", "", text)
+    return re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\w)", plain)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
+def test_numbers_in_prose_come_from_somewhere(path):
+    """Each is, rounded, one that the page prints, computes with or quotes from the papers' tables."""
+    shown = published.everything()["value"].dropna().abs().tolist() + list(ALONE.get(path.stem[:2], ()))
+    for cell in code_cells(path):
+        texts = [
+            o.get("text") or "".join(v for k, v in o.get("data", {}).items() if "text/" in k) for o in cell.outputs
+        ]
+        shown += map(float, decimals("\n".join([cell.source, *texts])) + re.findall(r"\d+", "".join(texts)))
+    shown = torch.tensor(shown, dtype=torch.float64)
+    prose = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"]
+    for number in decimals("\n".join(text for text in prose if "<details>" not in text)):
+        half = 0.5001 * 10.0 ** -len(number.split(".")[1])
+        assert (shown - float(number)).abs().min() <= half, f"{number} in {path.stem}"
 
 
 @pytest.mark.parametrize("path", RUNNERS, ids=lambda p: p.stem)
