@@ -1,10 +1,11 @@
 """Image sets, and the one door to all of them: `load`.
 
 `load("digits")`, `load("cifar10")`, `load("cifar100")`, or `load("path/to/your/images")`: a folder of class folders,
-the same under `train/` and `test/` (or `val/`), or parquet files with an image and a label column. CIFAR is looked for
-under `LTVIT_DATA` as the official python archive or as Hugging Face parquet, and downloaded by torchvision if absent.
-`load("imagenet1k")`, `imagenet_bal`, `imagenet_lt`, `places_lt` and `inat18` read the published lists and folders under
-`LTVIT_DATA`; what to place where stands in `ltvit_lib/large.py`.
+the same under `train/` and `test/` (or another of `PART_FOLDERS`), or parquet files with an image and a label column.
+What begins with a dot, and folders that begin with @ or __, are no data. CIFAR is looked for under `LTVIT_DATA` as the
+official python archive or as Hugging Face parquet, and downloaded by torchvision if absent. `load("imagenet1k")`,
+`imagenet_bal`, `imagenet_lt`, `places_lt` and `inat18` read the published lists and folders under `LTVIT_DATA`; what to
+place where stands in `ltvit_lib/large.py`.
 
 Labels are read first and cut to the wanted selection. Small sets are decoded once and held in memory as uint8. The
 large ones, and image folders that would take more than `MEMORY_BOUND`, stay in their files (`ltvit_lib.files`) and are
@@ -15,6 +16,8 @@ import hashlib
 import json
 import os
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from ltvit_lib import large, longtail
-from ltvit_lib.files import IMAGE_SUFFIXES, Files, evaluation_batches, first_line, square, upright
+from ltvit_lib.files import IMAGE_SUFFIXES, Files, evaluation_batches, first_line, refuse, square, upright
 
 import numpy as np
 import torch
@@ -51,7 +54,12 @@ BOUNDARIES = {
     "imagenet_lt": (390, 835),
     "inat18": (842, 4543),
 }
-PART_FOLDERS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+PART_FOLDERS = {  # in small or capital letters; the words are those of Hugging Face's datasets
+    "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+}  # fmt: skip
+BESIDE_IMAGES = {".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".ini", ".db"}
+HIDDEN = (".", "@", "__")  # .ipynb_checkpoints, @eaDir, __MACOSX: copies that programs leave
 CIFAR_SIZES = (50_000, 10_000)  # images of the complete train and test parts
 
 
@@ -308,15 +316,20 @@ def _decode(source: bytes | Path, where: str, size: int | None) -> np.ndarray:
 
 def _decode_all(count: int, sources: Iterable[tuple[int, bytes | Path, str]], size: int | None) -> Tensor:
     """uint8 (count, 3, H, W) from (slot, source, where); one copy in memory."""
-    out = None
+    out, damaged = None, {}
     for slot, source, where in sources:
-        pixels = _decode(source, where, size)
+        try:
+            pixels = _decode(source, where, size)
+        except ValueError as error:
+            damaged[where] = str(error)
+            continue
         if out is None:
             out = np.empty((count, *pixels.shape), dtype=np.uint8)
         if pixels.shape != out.shape[1:]:
             sizes = " instead of ".join(f"{w} x {h}" for _, h, w in (pixels.shape, out.shape[1:]))
             raise ValueError(f"the image at {where} has {sizes} pixels: bring all images to one size")
         out[slot] = pixels
+    refuse(damaged)
     return torch.from_numpy(out)
 
 
@@ -325,7 +338,7 @@ def _decode_all(count: int, sources: Iterable[tuple[int, bytes | Path, str]], si
 
 def _own(path: Path, size: int) -> tuple[_Part, _Part, tuple[str, ...]]:
     """Your own images. Without a test part, a stratified tenth, at least two a class, becomes the test set."""
-    if path.is_file() or any(path.rglob("*.parquet")):
+    if path.is_file() or any(f.suffix == ".parquet" for f in _below(path)):
         parts, classes = _parquet_parts(_parquet_files(path), size)
     else:
         parts, classes = _folder_parts(path, size)
@@ -352,13 +365,11 @@ def _with_one_test(parts: dict) -> dict:
 
 
 def _folder_parts(path: Path, size: int) -> tuple[dict[str, _Part], tuple[str, ...]]:
-    named = {PART_FOLDERS[d.name]: d for d in _folders(path) if d.name in PART_FOLDERS}
-    # a folder `train` of pictures only is a class: trains
-    folders = _with_one_test(named) if "train" in named and _folders(named["train"]) else {"train": path}
+    folders = _part_folders(path)
     classes = tuple(d.name for d in _folders(folders["train"]))
     if len(classes) < 2:
         raise ValueError(f"{path} needs at least two class folders with images, or parquet files")
-    parts = {}
+    parts, others = {}, Counter()
     for part, folder in folders.items():
         unknown = [d.name for d in _folders(folder) if d.name not in classes]
         if unknown:
@@ -366,20 +377,58 @@ def _folder_parts(path: Path, size: int) -> tuple[dict[str, _Part], tuple[str, .
                 f"{folder} has class folders that {folders['train']} lacks ({', '.join(unknown[:5])}): "
                 "rename or remove them"
             )
-        files = [(f, i) for i, name in enumerate(classes) for f in _image_files(folder / name)]
+        found = [(f, i) for i, name in enumerate(classes) for f in sorted(_below(folder / name))]
+        files = [(f, i) for f, i in found if _is_image(f)]
+        others.update(f.suffix.lower() or "none" for f, _ in found if not _is_image(f))
         targets = np.array([i for _, i in files], dtype=np.int64)
         parts[part] = _Part(targets, partial(_file_pixels, path, [f for f, _ in files], size))
         if not files:
             raise ValueError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): add some or remove it")
+    others = {suffix: count for suffix, count in sorted(others.items()) if suffix not in BESIDE_IMAGES}
+    if others:
+        warnings.warn(
+            f"{sum(others.values()):,} files under {path} are left out for their suffix ({', '.join(others)}): convert "
+            "what is an image to .png or .jpg",
+            stacklevel=4,
+        )
     return parts, classes
 
 
+def _part_folders(path: Path) -> dict[str, Path]:
+    """A folder for each part; the whole as training part where none is called train and has class folders."""
+    named = [(PART_FOLDERS.get(d.name.lower()), d) for d in _folders(path)]
+    if not any(part == "train" and _folders(d) for part, d in named):
+        return {"train": path}  # a folder `train` of pictures only is a class: trains
+    parts = {}
+    for part, folder in named:
+        if part is None and any(map(_is_image, _below(folder))):
+            raise ValueError(f"{folder} has images beside train, but no part's name: call it test or val, or move it")
+        if part in parts:
+            raise ValueError(f"{parts[part]} and {folder} are both the {part} part: merge or rename them")
+        if part:
+            parts[part] = folder
+    return _with_one_test(parts)
+
+
 def _folders(path: Path) -> list[Path]:
-    return sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
+    return sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith(HIDDEN))
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Files at any depth that are data, also of linked folders; each folder once, for links may lead in circles."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(d for d in folders if not d.startswith(HIDDEN))
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+        else:
+            seen.add(real)
+            yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def _file_pixels(path: Path, files: list[Path], size: int, rows: np.ndarray) -> Tensor | Files:
@@ -397,14 +446,22 @@ LABEL_COLUMNS = ("label", "fine_label", "target", "class")
 
 
 def _parquet_files(path: Path) -> dict[str, list[Path]]:
-    """Files by part, from their own name or their folder's (Hugging Face writes both); others are training files."""
+    """Files by part, from a word of their own name or their folder's (Hugging Face writes both); of none, to train."""
     if path.is_file():
         return {"train": [path]}
-    parts: dict[str, list[Path]] = {}
-    for file in sorted(path.rglob("*.parquet")):
-        own = PART_FOLDERS.get(re.split(r"[-_.\d]", file.stem)[0])  # test, test-00000-of-00001, validation_1
-        folder = PART_FOLDERS.get(file.parent.name) if file.parent != path else None
-        parts.setdefault(own or folder or "train", []).append(file)
+    parts: dict[str | None, list[Path]] = {}
+    for file in sorted(f for f in _below(path) if f.suffix == ".parquet"):
+        own = re.split(r"[\W\d_]+", file.stem)  # test, test-00000-of-00001, birds_validation_1
+        words = [*own, *reversed(file.relative_to(path).parts[:-1])]
+        part = next((PART_FOLDERS[w.lower()] for w in words if w.lower() in PART_FOLDERS), None)
+        parts.setdefault(part, []).append(file)
+    if None in parts and len(parts) > 1:
+        raise ValueError(
+            f"{parts[None][0]} names no part, as other files under {path} do: begin its name with train, test or val, "
+            "or move it"
+        )
+    if None in parts:
+        return {"train": parts[None]}
     if "train" not in parts:
         raise ValueError(f"{path} has only test files: add train-*.parquet")
     return _with_one_test(parts)

@@ -23,11 +23,15 @@ from ltvit_lib.augment import ATTEMPTS, Policy
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga",
+}  # fmt: skip
+_KNOWN = (*features.modules, *features.codecs)  # not every Pillow has every decoder
+IMAGE_SUFFIXES |= {s for s, d in ((".jp2", "jpg_2000"), (".avif", "avif")) if d in _KNOWN and features.check(d)}
 CHUNK = 64  # images that a decoding process hands over at once
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -46,7 +50,22 @@ def upright(source: bytes | Path, where: str) -> Image.Image:
             raise ValueError(f"pixels of mode {image.mode} have no known range")
         return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise whatever the damage leads to
-        raise ValueError(f"cannot decode the image at {where} ({first_line(error)}): mend or remove it") from None
+        raise ValueError(
+            f"cannot decode the image at {where} ({first_line(error)}): replace it, for a data set without it is "
+            "another split"
+        ) from None
+
+
+def refuse(damaged: dict[str, str]) -> None:
+    """ValueError for damaged images, messages by their place: the message of one, else the number and five places."""
+    if len(damaged) == 1:
+        raise ValueError(*damaged.values())
+    if damaged:
+        first = ", ".join([*damaged][:5]) + ", ..." * (len(damaged) > 5)
+        raise ValueError(
+            f"cannot decode {len(damaged):,} images, at {first}: replace them, for a data set without them is another "
+            "split"
+        )
 
 
 def first_line(error: Exception) -> str:
@@ -278,6 +297,22 @@ def evaluation_batches(images: Tensor | Files, rows: Tensor, side: int) -> Itera
     blocks = rows.split(CHUNK)
     with closing(prefetched(partial(_block, images.sized(side), blocks), range(len(blocks)))) as decoded:
         yield from zip(blocks, decoded, strict=True)
+
+
+def damaged(files: Files) -> dict[str, str]:
+    """What is wrong with each image that cannot be decoded, by its path."""
+    with closing(prefetched(partial(_damaged, files), range(math.ceil(len(files) / CHUNK)))) as found:
+        return {where: message for block in found for where, message in block.items()}
+
+
+def _damaged(files: Files, item: int) -> dict[str, str]:
+    found = {}
+    for row in range(item * CHUNK, min((item + 1) * CHUNK, len(files))):
+        try:
+            files.image(row)
+        except ValueError as error:
+            found[str(files.root / os.fsdecode(files.names[row]))] = str(error)
+    return found
 
 
 def _block(files: Files, blocks: Sequence[Tensor], item: int) -> Tensor:

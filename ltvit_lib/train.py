@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ltvit_lib import augment, jobs, metrics, models, optim, recipes, runs
 from ltvit_lib.data import Images, Split, load
-from ltvit_lib.files import evaluation_batches
+from ltvit_lib.files import Files, damaged, evaluation_batches, refuse
 from ltvit_lib.recipes import Contrast, Finetune, Pretrain, Recipe
 from ltvit_lib.runs import Run
 from ltvit_lib.sam import ascended, still_statistics
@@ -234,6 +234,8 @@ def _train(run, job, model, accelerator, pieces, seed, progress, save_seconds) -
     done, seconds = runs.load_checkpoint(run, model, optimizer)
     optim.settle(optimizer)
     runs.check_space(run, model.state_dict(), optimizer)
+    if not done:
+        _check_evaluated(job, accelerator)
     wrapped = accelerator.prepare(model)
     pixels = job.split.train.to(accelerator.device)
     steps = len(pixels) // recipe.batch_size
@@ -395,9 +397,22 @@ def _diverged(what: str, epoch: int, step: int, lr: float) -> TrainingDiverged:
     )
 
 
+def _evaluation_part(job: jobs.Job) -> Images:
+    return job.split.val if job.recipe.evaluate_on == "val" else job.split.test
+
+
+def _check_evaluated(job: jobs.Job, accelerator: Accelerator) -> None:
+    """Decodes what the run is evaluated on, where it stays in files: or damage would show after the last epoch only."""
+    images = _evaluation_part(job).images
+    if isinstance(images, Files) and not isinstance(job.recipe, Pretrain):
+        share = images.subset(range(accelerator.process_index, len(images), accelerator.num_processes))
+        found = gather_object([damaged(share)])  # every process says so, and none waits for the others
+        refuse({where: message for part in found for where, message in part.items()})
+
+
 def _evaluated(job: jobs.Job, model: nn.Module, accelerator: Accelerator) -> tuple[dict[str, Tensor], Tensor]:
     """Every head's logits for the part that the recipe is evaluated on, and its labels."""
-    part = job.split.val if job.recipe.evaluate_on == "val" else job.split.test
+    part = _evaluation_part(job)
     return predict_logits(model, part, job.recipe, job.mean, job.std, accelerator), part.targets
 
 

@@ -7,10 +7,11 @@ import os
 import pickle
 import re
 import time
+import warnings
 from pathlib import Path
 from urllib.error import URLError
 
-from ltvit_lib import data, longtail
+from ltvit_lib import data, files, longtail
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ import pytest
 import torch
 import torchvision.datasets.cifar
 from conftest import refused
-from PIL import Image
+from PIL import Image, features
 from torchvision.datasets import CIFAR10
 
 SIZE = 8
@@ -332,7 +333,17 @@ def test_class_folders_hold_out_a_stratified_tenth(tmp_path):
 
 @pytest.mark.parametrize(
     ("parts", "used"),
-    [(("train", "test"), "test"), (("train", "val"), "val"), (("train", "validation", "test"), "test")],
+    [
+        (("train", "test"), "test"),
+        (("train", "val"), "val"),
+        (("train", "validation", "test"), "test"),
+        (("Train", "Test"), "Test"),
+        (("TRAIN", "VAL"), "VAL"),
+        (("training", "testing"), "testing"),
+        (("train", "Test", "dev"), "Test"),
+        (("train", "dev"), "dev"),
+        (("train", "val", "Evaluation"), "Evaluation"),
+    ],
 )
 def test_given_parts_are_used(tmp_path, parts, used):
     for i, part in enumerate(parts):
@@ -345,6 +356,21 @@ def test_given_parts_are_used(tmp_path, parts, used):
 def test_a_class_called_train_is_a_class(tmp_path):
     split = data.load(folders(tmp_path, {"bus": 4, "train": 5, "test": 3}), image_size=SIZE)
     assert split.classes == ("bus", "test", "train")
+
+
+def test_images_beside_train_must_be_a_part(tmp_path):
+    folders(tmp_path / "train", {"a": 3, "b": 3})
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "a.csv").write_text("no image")
+    assert data.load(tmp_path, image_size=SIZE).counts == [1, 1]
+    folders(tmp_path / "holdout", {"a": 3, "b": 3})
+    refused(lambda: data.load(tmp_path), "holdout has images beside train, but no part's name: call it test or val")
+
+
+def test_two_folders_of_one_part_are_refused(tmp_path):
+    for name in ("dev", "train", "Val"):
+        folders(tmp_path / name, {"a": 3, "b": 3})
+    refused(lambda: data.load(tmp_path), "Val and .*dev are both the val part: merge or rename")
 
 
 def test_a_long_tail_is_cut_from_your_own_images(tmp_path):
@@ -372,14 +398,53 @@ def test_only_selected_files_are_decoded(tmp_path):
     refused(lambda: data.load(tmp_path, image_size=SIZE), rf"{spared:03}.png")
 
 
-@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".cache"])
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".cache", "@eaDir", "__MACOSX"])
 def test_hidden_files_and_folders_are_no_data(tmp_path, hidden):
     for part in ("train", "test"):
         folders(tmp_path / part, {"a": 2, "b": 2})
-        (tmp_path / part / hidden).mkdir()
+        for place in (tmp_path, tmp_path / part, tmp_path / part / "a" / "more"):
+            folders(place, {hidden: 1})
     (tmp_path / "train" / "a" / "._000.png").write_bytes(b"resource fork")
     (tmp_path / "train" / "a" / "notes.txt").write_text("no image")
-    assert data.load(tmp_path, image_size=SIZE).counts == [2, 2]
+    parquet(tmp_path / "train" / hidden / "x.parquet", [0, 1])
+    with warnings.catch_warnings(action="error"):
+        split = data.load(tmp_path, image_size=SIZE)
+    assert (split.classes, split.counts, len(split.test)) == (("a", "b"), [2, 2], 4)
+
+
+def test_every_suffix_that_pillow_decodes_is_read(tmp_path):
+    folders(tmp_path, {"a": 3, "b": 3})
+    for suffix in files.IMAGE_SUFFIXES:
+        picture(size=(16, 16)).save(tmp_path / "a" / f"x{suffix.upper()}")
+    assert {".jpg", ".jpe", ".jfif", ".tga", ".pgm"} < files.IMAGE_SUFFIXES
+    assert (".jp2" in files.IMAGE_SUFFIXES) == features.check("jpg_2000")
+    split = data.load(tmp_path, image_size=SIZE)
+    assert len(split.train) + len(split.test) == 6 + len(files.IMAGE_SUFFIXES)
+
+
+def test_files_left_out_are_counted_in_one_warning(tmp_path):
+    for part in ("train", "test"):
+        folders(tmp_path / part, {"a": 3, "b": 3})
+    for name in ("train/a/0.HEIC", "train/b/1.heic", "test/a/2.mp4", "test/b/bare", "test/b/Thumbs.db"):
+        (tmp_path / name).write_bytes(b"other")
+    with pytest.warns(UserWarning) as caught:
+        data.load(tmp_path, image_size=SIZE)
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert str(warning.message) == (
+        f"4 files under {tmp_path} are left out for their suffix (.heic, .mp4, none): convert what is an image to .png "
+        "or .jpg"
+    )
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    own = folders(tmp_path / "own", {"a": 3, "b": 3})
+    elsewhere = folders(tmp_path / "elsewhere", {"some": 4, "c": 5})
+    (own / "a" / "link").symlink_to(elsewhere / "some")
+    (own / "a" / "again").symlink_to(elsewhere / "some")
+    (own / "a" / "circle").symlink_to(own / "a")
+    (own / "c").symlink_to(elsewhere / "c")
+    assert data.load(own, image_size=SIZE).counts == [3 + 4 - 2, 3 - 2, 5 - 2]
 
 
 def test_statistics_are_those_of_the_training_images(tmp_path):
@@ -459,6 +524,32 @@ def test_parquet_parts_are_told_by_file_or_folder(tmp_path, layout):
         parquet(tmp_path / layout.format(part=part), [0, 1] * count)
     split = data.load(tmp_path, image_size=SIZE)
     assert (split.counts, len(split.test)) == ([4, 4], 4)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train", "Test"),
+        ("train", "eval"),
+        ("training", "dev-00000-of-00001"),
+        ("train", "birds_test"),
+        ("birds_train", "birds_test"),
+        ("TRAIN/en/0", "Test/en/0"),
+    ],
+)
+def test_parquet_parts_have_many_names(tmp_path, train, test):
+    parquet(tmp_path / f"{train}.parquet", [0, 1] * 4)
+    parquet(tmp_path / f"{test}.parquet", [0, 1])
+    split = data.load(tmp_path, image_size=SIZE)
+    assert (split.counts, len(split.test)) == ([4, 4], 2)
+
+
+def test_a_parquet_file_of_an_unknown_part_is_refused_beside_known_ones(tmp_path):
+    for name in ("data-0", "data-1"):
+        parquet(tmp_path / f"{name}.parquet", [0, 1] * 4)
+    assert data.load(tmp_path, image_size=SIZE).counts == [6, 6]
+    parquet(tmp_path / "test.parquet", [0, 1])
+    refused(lambda: data.load(tmp_path), "data-0.parquet names no part, as other files under .*: begin its name with")
 
 
 def test_a_selection_from_parquet_keeps_its_order(tmp_path):
@@ -570,7 +661,7 @@ def test_the_centre_square_is_taken():
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
 def test_truncated_images_are_named(form, share):
     whole = encoded(picture(3, size=(40, 40)), form)
-    refused(lambda: decoded(whole[: int(share * len(whole))]), "cannot decode the image at here", "mend or remove it")
+    refused(lambda: decoded(whole[: int(share * len(whole))]), "cannot decode the image at here", "replace it, for")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -588,13 +679,25 @@ def test_damaged_bytes_give_an_image_or_one_sentence(seed):
 
 def test_a_decompression_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    refused(lambda: decoded(encoded(picture(0, size=(30, 30)))), "exceeds limit", "mend or remove it")
+    refused(lambda: decoded(encoded(picture(0, size=(30, 30)))), "exceeds limit", "replace it, for")
 
 
 def test_a_corrupt_file_is_named(tmp_path):
     folders(tmp_path, {"a": 4, "b": 4})
     (tmp_path / "b" / "002.png").write_bytes(encoded(picture())[:50])
     refused(lambda: data.load(tmp_path, image_size=SIZE), "b/002.png")
+
+
+def test_all_corrupt_files_are_named_at_once(tmp_path):
+    for part in ("train", "test"):
+        folders(tmp_path / part, {"a": 8, "b": 4})
+    for i in (1, 2):
+        (tmp_path / "train" / "b" / f"{i:03}.png").write_bytes(b"damaged")
+    says = "cannot decode 2 images, at [^ ]*b/001.png, [^ ]*b/002.png: replace them, for a data set without them"
+    refused(lambda: data.load(tmp_path, image_size=SIZE), says)
+    for i in range(8):
+        (tmp_path / "train" / "a" / f"{i:03}.png").write_bytes(b"damaged")
+    refused(lambda: data.load(tmp_path, image_size=SIZE), r"cannot decode 10 images, at [^:]*a/004.png, \.\.\.: ")
 
 
 def test_a_corrupt_row_is_named(tmp_path):

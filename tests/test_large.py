@@ -526,8 +526,43 @@ def test_a_truncated_image_in_mid_training_is_named(split, imagenet_lt, tmp_path
     broken.write_bytes(broken.read_bytes()[:-40])
     refused(
         lambda: quiet(replace(RECIPE, repeats=1), tmp_path / "run", data=split),
-        f"cannot decode the image at {broken} .*truncated.*: mend or remove it",
+        f"cannot decode the image at {broken} .*truncated.*: replace it",
     )
+
+
+@pytest.mark.parametrize("processes", ["0", "2"])
+@pytest.mark.parametrize("evaluate_on", ["test", "val"])
+def test_damage_in_the_evaluation_part_is_named_before_training(split, tmp_path, monkeypatch, processes, evaluate_on):
+    monkeypatch.setenv("LTVIT_WORKERS", processes)
+    monkeypatch.setattr(files, "CHUNK", 3)
+    recipe = replace(RECIPE, epochs=1, evaluate_on=evaluate_on)
+    split = replace(split, val=split.test, test=split.train)
+    split = split if evaluate_on == "val" else replace(split, test=split.val)
+    first, last = (split.val.images.root / split.val.images.names[i].decode() for i in (0, 7))
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-40])
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_step", None)
+        refused(lambda: quiet(recipe, tmp_path / "run", data=split), f"cannot decode the image at {last} .*: replace")
+        first.write_bytes(b"damaged")
+        refused(lambda: quiet(recipe, tmp_path / "run", data=split), f"cannot decode 2 images, at {first}, {last}: ")
+    for file in (first, last):
+        file.write_bytes(whole)
+    assert quiet(recipe, tmp_path / "run", data=split).finished
+
+
+def test_the_evaluation_part_is_checked_once_and_not_for_pretraining(split, tmp_path, monkeypatch):
+    checked = []
+    monkeypatch.setattr(train, "damaged", lambda part: checked.append(len(part)) or {})
+    monkeypatch.setattr(train, "_finish", lambda *_: None)
+    for _ in range(2):
+        quiet(RECIPE, tmp_path / "run", data=split)
+    assert checked == [8], "not of a run that goes on"
+    mgp = recipes.Pretrain(
+        name="lazy_mgp", decoder_width=16, decoder_depth=1, decoder_heads=2, **SHORT | dict(policy="mgp", epochs=1)
+    )  # fmt: skip
+    quiet(mgp, tmp_path / "mgp", data=split)
+    assert checked == [8]
 
 
 def test_a_process_that_dies_is_one_sentence(split, monkeypatch):
