@@ -38,7 +38,7 @@ from ltvit_lib import models
 from PIL import Image
 
 model = models.load(".")  # this folder
-pictures = [Image.new("RGB", ({side}, {side}))]  # yours: paths, PIL images, or uint8 (N, C, H, W)
+pictures = [Image.new("RGB", ({side}, {side}))]  # yours: a folder, or paths, PIL images, uint8 arrays
 {answer}
 ```"""
 ENCODE = """\
@@ -77,6 +77,8 @@ CITATIONS = """\
 def write(run: Run, out: str | Path | None = None, split: Split | None = None) -> Path:
     """Writes the folder; see `runs.export`."""
     result = run.result  # of a finished run only
+    folder = run.path / "export" if out is None else Path(out)
+    _refuse_others(folder)
     model, split = train.build(run, split)
     if split.digest != run.identity["data"]:
         raise ValueError(
@@ -84,13 +86,22 @@ def write(run: Run, out: str | Path | None = None, split: Split | None = None) -
             "data it was trained on"
         )
     model = _plain(model.encoder if isinstance(run.recipe, Pretrain) else model)
-    folder = run.path / "export" if out is None else Path(out)
     runs.make_folder(folder)
     described = config(run, model, split)
+    runs.write_json(folder / "config.json", described)  # first: by it, a broken export is known and may be repeated
     runs.write(folder / "model.safetensors", save(_weights(model), {"format": "pt"}))
-    runs.write_json(folder / "config.json", described)
     runs.write(folder / "README.md", card(run, described, result, split.groups).encode())
     return folder
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raises ValueError for a folder with files in it, unless they are an earlier export's."""
+    try:
+        free = "ltvit" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        free = not folder.is_dir() or not any(folder.iterdir())
+    if not free:
+        raise ValueError(f"{folder} holds files that no earlier export wrote: give a new or an empty folder")
 
 
 def _plain(model: nn.Module) -> nn.Module:

@@ -38,10 +38,12 @@ RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling
 # --- one image -------------------------------------------------------------------------------------------------
 
 
-def upright(source: bytes | Path, where: str) -> Image.Image:
+def upright(source: bytes | Path | Image.Image, where: str) -> Image.Image:
     """A decoded RGB image, turned as its EXIF entry says; ValueError naming `where` if it is damaged."""
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image = source
+        if not isinstance(source, Image.Image):
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow would clip 16 bits, not scale them

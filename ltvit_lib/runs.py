@@ -577,11 +577,11 @@ def export(run: Run, out: str | Path | None = None, split=None) -> Path:
     run the encoder, which has no classifier.
 
     Args:
-        out: the folder; None: `export` in the run's own.
+        out: the folder, new or empty or an earlier export's; None: `export` in the run's own.
         split: the data the run was trained on, which spares loading it (and is needed where `fit` was given `data`).
 
     Raises:
-        ValueError: an unfinished run, or other data than the run's.
+        ValueError: an unfinished run, other data than the run's, or a folder with other files in it.
         OSError: the folder cannot be written.
     """
     from ltvit_lib.export import write as export_run  # it builds models, hence imports this module

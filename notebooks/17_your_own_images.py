@@ -181,7 +181,8 @@ print("chosen:", best)
 #
 # ## Export, and load in three lines
 # `runs.export` writes the weights in bfloat16 by timm's names, a `config.json` that remembers class names, scale, training prior
-# and loss, and a model card. Any program can then answer, from files:
+# and loss, and a model card. Any program can then answer, from files (`models.label(model, "photos")` takes a whole folder; so does
+# `python -m ltvit_lib.predict`, which writes a CSV file):
 
 # %%
 exported = runs.export(methods[best][0], folder / "exported", split)

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import ltvit_lib
-from ltvit_lib import augment, data, export, longtail, losses, models, recipes, runs, train
+from ltvit_lib import augment, data, export, longtail, losses, models, predict, recipes, runs, train
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -216,7 +217,12 @@ def test_paths_pil_images_and_pixels_are_one(tmp_path, trained, digits):
     for same in (pictures, files, [str(f) for f in files]):
         torch.testing.assert_close(models.predict(model, same, batch=3), wanted)
     torch.testing.assert_close(models.predict(model, files[2]), wanted[2:3])
+    as_torch, as_pillow = list(pixels), [np.asarray(picture) for picture in pictures]
+    for same in (as_torch, as_pillow, pixels.numpy(), pixels.movedim(1, 3).numpy(), map(str, files)):
+        torch.testing.assert_close(models.predict(model, same, batch=3), wanted)
     named = models.label(model, files)
+    assert named["path"].tolist() == [str(f) for f in files]
+    assert list(models.label(model, pictures)) == list(models.label(model, pixels)) == ["label", "probability"]
     assert named["label"].tolist() == [digits.classes[c] for c in wanted.argmax(1)]
     assert named["probability"].tolist() == pytest.approx(wanted.max(1).values.tolist())
     larger = [p.resize((24, 16), Image.Resampling.BICUBIC) for p in pictures]  # sides and shapes may differ
@@ -225,12 +231,83 @@ def test_paths_pil_images_and_pixels_are_one(tmp_path, trained, digits):
     refused(lambda: models.predict(model, files), "cannot decode .*1.png")
 
 
+@pytest.fixture
+def photos(tmp_path, digits) -> Path:
+    """Three pictures, one of them nested, and no picture."""
+    place = tmp_path / "photos"
+    (place / "b").mkdir(parents=True)
+    for name, pixels in zip(("b/1.png", "c.PNG", "a.png"), digits.test.images):
+        Image.fromarray(pixels[0].numpy()).save(place / name)
+    (place / "notes.txt").write_text("no picture")
+    return place
+
+
+def test_a_folder_is_labelled_picture_by_picture(trained, photos):
+    model, names = models.load(trained["vit"].path / "export"), ["a.png", "b/1.png", "c.PNG"]
+    table = models.label(model, str(photos), test_prior="uniform")
+    assert table.columns.tolist() == ["path", "label", "probability"] and table["path"].tolist() == names
+    listed = models.label(model, (photos / name for name in names), test_prior="uniform")
+    assert table.drop(columns="path").equals(listed.drop(columns="path"))
+    assert torch.equal(models.predict(model, photos), models.predict(model, [photos / name for name in names]))
+
+
+def test_an_unreadable_picture_of_a_folder_is_left_out_and_named(trained, photos):
+    model = models.load(trained["vit"].path / "export")
+    (photos / "b" / "1.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="1 of 3 pictures in .*photos cannot .* left out: b/1.png") as caught:
+        assert models.label(model, photos)["path"].tolist() == ["a.png", "c.PNG"]
+    assert len(caught) == 1
+    for name in ("a.png", "c.PNG"):
+        (photos / name).unlink()
+    with pytest.warns(UserWarning, match="1 of 1 pictures"):
+        refused(lambda: models.predict(model, photos), "give at least one")
+    (photos / "b" / "1.png").unlink()
+    refused(lambda: models.label(model, photos), "none found, give at least one .*.png")
+
+
+def test_paths_and_opened_images_agree_on_deep_turned_and_transparent_pictures(tmp_path, trained, rng):
+    model, (deep, turned, clear) = models.load(trained["vit"].path / "export"), [tmp_path / f"{n}.png" for n in "abc"]
+    values = torch.randint(0, 2**16, (8, 8), generator=rng).numpy().astype(np.uint16)
+    Image.fromarray(values).save(deep)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray((values >> 8).astype(np.uint8)).save(turned, exif=exif)
+    Image.fromarray(np.stack([values >> 8] * 4, 2).astype(np.uint8)).save(clear)
+    files = [deep, turned, clear]
+    found = models.predict(model, files)
+    assert torch.equal(models.predict(model, [Image.open(f) for f in files]), found)
+    pixels = torch.from_numpy((values >> 8).astype(np.uint8))[None, None]
+    torch.testing.assert_close(models.predict(model, torch.cat([pixels, pixels.rot90(-1, (2, 3)), pixels])), found)
+    assert models.label(model, files)["probability"].tolist() == found.max(1).values.tolist()
+
+
+def test_the_command_writes_a_table(trained, photos, tmp_path, monkeypatch, capsys):
+    def command(*arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["predict", *arguments])
+        predict.main()
+
+    model, out = str(trained["vit"].path / "export"), tmp_path / "new" / "labels.csv"
+    command(model, str(photos), "--out", str(out), "--test-prior", "uniform")
+    table = models.label(models.load(model), photos, test_prior="uniform")
+    pd.testing.assert_frame_equal(pd.read_csv(out, dtype={"label": str}), table)
+    assert capsys.readouterr().out == f"{out}: 3 pictures\n"
+    for wrong, says in ([str(photos), model], "no exported model"), ([model, "nowhere"], "cannot decode .* nowhere"):
+        with pytest.raises(SystemExit, match=says):
+            command(*wrong, "--out", str(out))
+
+
 def test_what_cannot_be_predicted_is_refused(trained, digits):
     model, test = models.load(trained["vit"].path / "export"), digits.test.images[:2]
     fresh = models.create("vit_w64d4_patch2_8", in_chans=1, num_classes=10)
     refused(lambda: models.predict(fresh, test), "raw pictures need the scale")
     refused(lambda: models.label(fresh, test), "class names are unknown")
     refused(lambda: models.predict(model, []), "at least one")
+    refused(lambda: models.predict(model, None), "this NoneType apart: give a folder, or a list of paths")
+    refused(lambda: models.predict(model, test[0].numpy()), "the pictures of this ndarray apart")
+    refused(lambda: models.label(model, [7]), r"images\[0\] is of type int: give a folder")
+    refused(lambda: models.predict(model, [test[0], test[0] / 255]), r"\[1\] is torch.float32 \(1, 8, 8\): make it")
+    refused(lambda: models.predict(model, np.zeros((2, 3), np.uint8)), "ndarray apart")
+    refused(lambda: models.predict(model, [np.zeros(3, np.uint8)]), r"is uint8 \(3,\): make it")
     refused(lambda: models.predict(model, test, test_prior={"cat": 1}), "no class 'cat'; known: 0, 1")
     refused(lambda: models.predict(model, test, test_prior="balanced"), "'uniform' or a dict .* not 'balanced'")
     for wrong in ({"3": 0}, {"3": 2, "4": -1}, torch.full((10,), 0.2)):
@@ -300,6 +377,19 @@ def test_what_cannot_be_exported_is_refused(tmp_path, trained, digits):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot make .*: choose a folder"):
         runs.export(run, tmp_path / "file" / "x", split=digits)
+
+
+@pytest.mark.parametrize("found", [{"README.md": "My thesis"}, {"config.json": "{}"}, {"config.json": "3"}])
+def test_only_an_earlier_export_is_written_over(found, tmp_path, trained, digits):
+    run, place = trained["vit"], tmp_path / "thesis"
+    place.mkdir()
+    assert runs.export(run, place, digits) == runs.export(run, place, digits)  # empty, then its own
+    (place / "config.json").unlink()
+    for name, text in found.items():
+        (place / name).write_text(text)
+    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    refused(lambda: runs.export(run, place, digits), "thesis holds files that no earlier export wrote: give a new")
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == before
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, trained):
