@@ -418,6 +418,11 @@ def _is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES
 
 
+def pictures(folder: Path) -> list[Path]:
+    """All image files at any depth, sorted."""
+    return sorted(filter(_is_image, _below(folder)))
+
+
 def _below(folder: Path) -> Iterator[Path]:
     """Files at any depth that are data, also of linked folders; each folder once, for links may lead in circles."""
     seen = set()

@@ -165,7 +165,7 @@ def _read(pictures, paths: list[str]) -> Iterator[Image.Image]:
     """
     folder = Path(pictures) if isinstance(pictures, PATH) and Path(pictures).is_dir() else None
     if folder is not None:
-        pictures = data._image_files(folder)
+        pictures = data.pictures(folder)
     elif isinstance(pictures, PATH | Image.Image):
         pictures = [pictures]
     elif not isinstance(pictures, Iterable) or (isinstance(pictures, np.ndarray) and pictures.ndim in (2, 3)):
