@@ -16,7 +16,7 @@ costs anyway has faded. Expected are
 import argparse
 from collections.abc import Callable
 
-from ltvit_lib import costs, jobs, losses, plots, recipes, runs
+from ltvit_lib import costs, data, jobs, losses, plots, recipes, runs
 
 import numpy as np
 import pandas as pd
@@ -86,9 +86,20 @@ def images(repeats: int, sizes: tuple[int, ...] = (1000, 2000, 5000, 10_000, 20_
     """One batch of 128 out of so many, and the order of so many."""
     recipe = recipes.get(RECIPE)
     splits = {size: random_split(size) for size in sizes}
-    making = {size: Stepper(recipe, split).batches for size, split in splits.items()}
+
+    def making(split: data.Split) -> Callable:
+        job, chosen = Stepper(recipe, split).job, torch.randint(len(split.train), (128,))
+        pixels, whole = split.train.to(job.device), jobs.parts(128, 1)
+        return lambda: jobs.make_batches(job, pixels, chosen, (0, 0, 0), whole)
+
+    made = {size: making(split) for size, split in splits.items()}
     ordering = {n: lambda t=s.train.targets: jobs.epoch_order(t, recipe, 0, 0) for n, s in splits.items()}
-    return pd.concat([grow("images", making, repeats), grow("epoch order", ordering, repeats)])
+    return pd.concat(
+        [
+            grow("images", made, repeats),
+            grow("epoch order", ordering, repeats),
+        ]
+    )
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ class Stepper:
         self.model = self.accelerator.prepare(model).train()
         self.job.start_epoch(0)
         pieces = jobs.parts(recipe.batch_size, recipe.batch_size // (recipe.micro_batch or recipe.batch_size))
-        self.flow = jobs.step_batches(self.job, split.train.to(self.device), self.orders(), pieces, repeat(None))
+        self.flow = self.endless(split.train.to(self.device), pieces)
         self.seconds: dict[str, float] | None = None  # by part, while they are timed
         self.watch()
 
@@ -62,13 +62,15 @@ class Stepper:
 
         return call
 
-    def orders(self) -> Iterator[tuple[torch.Tensor, tuple]]:
-        """Images drawn at random, and where each step draws."""
-        for step in count():
-            yield torch.randint(len(self.job.split.train), (self.recipe.batch_size,)), (0, 0, step)
+    def endless(self, pixels: data.Images, pieces: list[torch.Tensor]) -> Iterator[list[jobs.Batch]]:
+        """The micro-batches of every step, epoch after epoch, as training makes them."""
+        for epoch in count():
+            order = jobs.epoch_order(pixels.targets, self.recipe, 0, epoch)
+            steps = [(chosen, (0, epoch, step)) for step, chosen in enumerate(order)]
+            yield from jobs.step_batches(self.job, pixels, steps, pieces, repeat(None))
 
     def batches(self) -> list[jobs.Batch]:
-        """The micro-batches of the next step; every fourth call may augment for four."""
+        """The micro-batches of the next step; of four calls one may augment for all."""
         return next(self.flow)
 
     def use(self, batches: list[jobs.Batch]) -> None:

@@ -245,7 +245,7 @@ def evaluate(
         raise ValueError(f"crop is {crop}: give the fraction of the side to keep, above 0 and up to 1")
     out, short, target = images, min(images.shape[2:]), round(size / crop)
     if short != target:
-        shape = [round(side * target / short) for side in images.shape[2:]]
+        shape = [int(side * target / short) for side in images.shape[2:]]  # as torchvision's Resize
         out = F.interpolate(out.float(), shape, mode=interpolation, antialias=True).clamp_(0, 255)
     top, left = (round((side - size) / 2) for side in out.shape[2:])
     return _normalise(out[:, :, top : top + size, left : left + size], Policy(size, mean, std))

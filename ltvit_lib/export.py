@@ -237,7 +237,7 @@ def _loading(described: dict) -> str:
 
 
 def _recipe(run: Run, ours: dict) -> str:
-    recipe, env = run.recipe, json.loads((run.path / "env.json").read_text())
+    recipe, env = run.recipe, runs.environments(run)
     known = recipe.name in recipes.names()
     changed = ", ".join(f"`{k}={v!r}`" for k, v in ours["changes"].items()) or "none"
     files = [

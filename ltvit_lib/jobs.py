@@ -63,6 +63,11 @@ def placed(model: nn.Module, name: str, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last) if convolutional else model.to(device)
 
 
+def statistics(recipe: Recipe, split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and sd, one entry per channel, by which a recipe normalises."""
+    return STATISTICS["imagenet"] if recipe.normalise == "imagenet" else (split.mean, split.std)
+
+
 @dataclass
 class Batch:
     """A micro-batch on its device: b images, labels, training targets, and what the kind of run adds."""
@@ -86,7 +91,7 @@ class Job(ABC):
     def __init__(self, recipe: Recipe, split: Split, device: torch.device, teacher: Run | None = None):
         self.recipe, self.split, self.device = recipe, split, device
         self.num_classes, self.channels = len(split.classes), split.train.images.shape[1]
-        self.mean, self.std = STATISTICS["imagenet"] if recipe.normalise == "imagenet" else (split.mean, split.std)
+        self.mean, self.std = statistics(recipe, split)
         if recipe.layer_scale is not None and not models.patch_size(recipe.model):
             raise ValueError(f"layer_scale belongs to a ViT, not to {recipe.model}: leave it at None")
         if len(self.mean) != self.channels:

@@ -1,7 +1,7 @@
 """How many directions a token's features need: the feature rank of DeiT-LT (section 3.2, Suppl. G; Fig. 1b, 4c, S.4).
 
-No code of it was released. The paper centres the columns of the features of all classes; what it subtracts from the
-tail's is not said, and it matters, so the convention is an argument (`centre`).
+No code of it was released. By its words the paper centres the columns of the features of all classes, and not the
+tail's. What is subtracted matters, so the convention is an argument (`centre`).
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from ltvit_lib.attention import Rows, batches, watched
 import torch
 from torch import Tensor, nn
 
-CENTRES = ("all", "own", "none")
+CENTRES = ("literal", "all", "own", "none")
 
 
 def spectrum(features: Tensor) -> Tensor:
@@ -28,8 +28,8 @@ def reconstruction_error(all_features: Tensor, tail_features: Tensor, centre: st
     Args:
         all_features: (B, D), images of all classes.
         tail_features: (T, D), images of the tail classes.
-        centre: what is subtracted first. "all": the mean of all_features from both; "own": from each its own mean;
-            "none": nothing.
+        centre: what is subtracted first. "literal", as Suppl. G is worded: the mean of all_features from these alone;
+            "all": from both; "own": from each its own mean; "none": nothing.
 
     Returns:
         (R + 1,) float64, falling from 1; R is the numerical rank of all_features.
@@ -46,8 +46,9 @@ def reconstruction_error(all_features: Tensor, tail_features: Tensor, centre: st
         raise ValueError(f"centre: expected one of {', '.join(CENTRES)}, got {centre!r}")
     every, tail = all_features.double(), tail_features.double()
     size = tail.square().sum()
-    if centre != "none":
+    if centre in ("all", "own"):
         tail = tail - (every if centre == "all" else tail).mean(0)
+    if centre != "none":
         every = every - every.mean(0)
     energy = tail.square().sum()
     if energy <= 1e-20 * size:

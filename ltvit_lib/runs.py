@@ -48,13 +48,16 @@ def folder(recipe: Recipe | str, seed: int = 0) -> Path:
     return Path(os.environ.get("LTVIT_RUNS") or Path(__file__).resolve().parents[1] / "runs") / name / f"seed{seed}"
 
 
+SELECTION = ("data", "rho", "per_class", "evaluate_on")  # which images a run sees
+
+
 def start(recipe: Recipe, seed: int = 0, **given: str) -> dict[str, str | Path | None]:
     """For `train.fit`: the folders of `teacher` and `init`, as given, or else where their recipes go.
 
     With other data than the registered recipe's they are looked for on the same data.
     """
     standard = recipes.get(recipe.name)
-    other = {k: getattr(recipe, k) for k in ("data", "rho", "per_class") if getattr(recipe, k) != getattr(standard, k)}
+    other = {k: getattr(recipe, k) for k in SELECTION if getattr(recipe, k) != getattr(standard, k)}
     named = {what: getattr(recipe, what, None) for what in ("teacher", "init")}
     return {
         what: given.get(what) or (name and folder(recipes.get(name, **other), seed)) for what, name in named.items()
@@ -249,6 +252,8 @@ def open_run(out: str | Path, wanted: dict, resume: bool) -> Run:
             raise ValueError(f"{run.path} holds another run ({other}): choose another folder, or remove it")
         if not resume:
             raise ValueError(f"{run.path} holds this run already: resume it, or remove the folder")
+        if not run.finished:
+            _note_environment(run)
         return run
     started = {"lock", "env.json", "env.json.partial", "recipe.json.partial"}  # what a killed start leaves
     if run.path.is_dir() and {f.name for f in run.path.iterdir()} - started:
@@ -285,6 +290,21 @@ def lock(run: Run) -> Iterator[None]:
                     f"another process is training into {run.path}: wait for it, or choose another folder"
                 ) from None  # any other error: a file system without locks, where two such processes are not noticed
         yield
+
+
+def _note_environment(run: Run) -> None:
+    """Adds the place and commit at which a run goes on to env.json, where they differ from the last ones."""
+    first, now = json.loads((run.path / "env.json").read_text()), environment()
+    later = first.get("later", [])
+    if now != (later or [{k: v for k, v in first.items() if k != "later"}])[-1]:
+        write_json(run.path / "env.json", first | {"later": [*later, now]})
+
+
+def environments(run: Run) -> dict:
+    """Versions and device with which a run ended; `commit` names all that it passed through, in their order."""
+    first = json.loads((run.path / "env.json").read_text())
+    passed = [{k: v for k, v in first.items() if k != "later"}, *first.get("later", [])]
+    return passed[-1] | {"commit": " ".join(dict.fromkeys(env["commit"] for env in passed if env.get("commit")))}
 
 
 def environment() -> dict:
@@ -483,7 +503,7 @@ def ledger_rows(run: Run) -> list[dict]:
     epoch's; they are empty where nothing was evaluated while training. `start`: digests of the weights that it began
     from, such as `teacher:1a2b3c4d5e6f`. `teraflops` and `utilisation`: see `_speed`.
     """
-    recipe, result, env = run.recipe, run.result, json.loads((run.path / "env.json").read_text())
+    recipe, result, env = run.recipe, run.result, environments(run)
     changed, curve = changes(recipe), run.curve
     common = {
         "recipe": recipe.name, "overrides": json.dumps(changed) if changed else "", "seed": run.seed,
@@ -531,7 +551,8 @@ def record(folders: list[Run], path: Path = LEDGER) -> pd.DataFrame:
     Raises:
         ValueError: no finished run among them, or two that differ only in the weights that they started from.
     """
-    folders = [run for run in folders if run.finished]
+    age = lambda run: (run.path / "result.json").stat().st_mtime  # noqa: E731, of two folders of one run the younger counts
+    folders = sorted((run for run in folders if run.finished), key=age)
     if not folders:
         raise ValueError("no finished run to record: train one first")
     key = ["recipe", "overrides", "seed", "data", "head"]

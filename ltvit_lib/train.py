@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ltvit_lib import augment, jobs, metrics, models, optim, recipes, runs
+from ltvit_lib import augment, jobs, kinds, metrics, models, optim, recipes, runs
 from ltvit_lib.data import Images, Split, load
 from ltvit_lib.files import Files, damaged, evaluation_batches, refuse
 from ltvit_lib.recipes import Contrast, Finetune, Pretrain, Recipe
@@ -118,7 +118,9 @@ def load_split(recipe: Recipe, seed: int, data: Split | None = None) -> Split:
     data_seed = seed if recipe.data_seed is None else recipe.data_seed
     if data is None:
         rho = None if recipe.per_class else recipe.rho
-        data = load(recipe.data, rho, data_seed, recipe.per_class, image_size=recipe.image_size)
+        # your own images are kept as large as a test-time crop is cut from, as those that stay in their files
+        size = recipe.image_size if recipe.data in kinds.NAMED else round(recipe.image_size / recipe.eval_crop)
+        data = load(recipe.data, rho, data_seed, recipe.per_class, image_size=size)
     if len(data.classes) < 2:
         raise ValueError(f"{data.name} has one class, {data.classes[0]}: bring images of at least two")
     return data.with_validation(data_seed) if recipe.evaluate_on == "val" and data.val is None else data
@@ -168,6 +170,11 @@ def _start(recipe: Recipe, what: str, given: Run | str | Path | None) -> Run | P
         raise ValueError(f"the run in {run.path} has not finished: give its command again first")
     if what == "teacher" and not isinstance(run.recipe, Finetune):
         raise ValueError(f"the run in {run.path} has learnt no classes ({run.recipe.kind}): it cannot teach")
+    if what == "init" and recipe.evaluate_on == "val" and run.recipe.data == recipe.data:
+        if run.recipe.evaluate_on != "val":
+            raise ValueError(
+                f"the run in {run.path} saw the images that {recipe.name} holds out: train one with evaluate_on='val'"
+            )
     if what == "init" and recipe.trains != "all" and not isinstance(run.recipe, Finetune):
         raise ValueError(
             f"trains={recipe.trains!r} keeps a trained backbone: give init=, the folder of a classifier's run"

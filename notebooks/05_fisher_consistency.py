@@ -588,7 +588,7 @@ for ax, recipe in zip(axes, panels):
 axes[0].set_ylabel("all classes (%)")
 entries = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
 fig.legend(entries.values(), entries, loc="outside upper center", ncols=3, frameon=False)
-plots.save_figure(fig, "decision_curve", curve)
+plots.save_figure(fig, "decision_shifts", curve)
 
 split = train.load_split(recipes.get("digits_livt", evaluate_on="val"), seed)
 print(

@@ -1,5 +1,6 @@
 """The promises of the project's own files: one list of pins, and pages that are paired, executed and readable."""
 
+import importlib
 import importlib.metadata
 import itertools
 import re
@@ -116,6 +117,12 @@ def test_numbers_in_prose_come_from_somewhere(path):
     for number in decimals("\n".join(text for text in prose if "<details>" not in text)):
         half = 0.5001 * 10.0 ** -len(number.split(".")[1])
         assert (shown - float(number)).abs().min() <= half, f"{number} in {path.stem}"
+
+
+def test_readme_has_the_ledgers_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    readme = importlib.import_module("readme")
+    assert readme.MARKED.search(readme.README.read_text())[2] == readme.text(), "make readme"
 
 
 @pytest.mark.parametrize("path", RUNNERS, ids=lambda p: p.stem)

@@ -58,8 +58,12 @@ def test_the_centring_conventions_differ_as_they_should():
     tail = torch.stack([torch.full((4,), 5.0), 0.2 * y, torch.full((4,), 10.0)], 1)
     head = torch.stack([torch.full((4,), -5.0), 2 * y, torch.full((4,), 10.0)], 1)
     every = torch.cat([head, tail])
-    ranks = {centre: rank.feature_rank(every, tail, centre=centre) for centre in rank.CENTRES}
+    ranks = {centre: rank.feature_rank(every, tail, centre=centre) for centre in ("all", "own", "none")}
     assert ranks == {"all": 1, "own": 2, "none": 2}  # x alone; y behind x; z, then x
+    with pytest.raises(ValueError, match="miss 80.0% of it"):  # z, where the tail sits, is no direction: 100 of 125
+        rank.feature_rank(every, tail, centre="literal")
+    tilted = every + 0.1 * torch.tensor([[0, 0, 1.0], [0, 0, 1], [0, 0, -1], [0, 0, -1]]).repeat(2, 1)
+    assert rank.feature_rank(tilted, tilted[4:], centre="literal") == 3, "x, y and then z"
     shifted = every + 3, tail + 3
     assert rank.feature_rank(*shifted, centre="all") == 1 and rank.feature_rank(*shifted, centre="own") == 2
 
@@ -70,7 +74,7 @@ def test_against_the_papers_formula_step_by_step(rng, centre):
     every = torch.randn(60, 12, generator=rng) @ torch.randn(12, 12, generator=rng) + 2
     tail = every[40:] * 0.7 + 1
     f_all = every - (every.mean(0) if centre != "none" else 0)
-    f_min = tail - {"all": every.mean(0), "own": tail.mean(0), "none": 0}[centre]
+    f_min = tail - {"literal": 0, "all": every.mean(0), "own": tail.mean(0), "none": 0}[centre]
     right = torch.linalg.svd(f_all)[2].T
     left = [((f_min - f_min @ right[:, :k] @ right[:, :k].T).norm() ** 2 / f_min.norm() ** 2) for k in range(13)]
     torch.testing.assert_close(
@@ -127,7 +131,7 @@ def test_bad_input_is_one_clear_sentence(rng, distilled, tiny_vit):
         refused(lambda wrong=wrong: rank.feature_rank(every, wrong), "^tail_features: ")
         refused(lambda wrong=wrong: rank.spectrum(wrong), "^features: ")
     refused(lambda: rank.feature_rank(every, tail[:, :7]), "widths differ")
-    refused(lambda: rank.feature_rank(every, tail, centre="both"), "centre: expected one of all, own, none")
+    refused(lambda: rank.feature_rank(every, tail, centre="both"), "centre: expected one of literal, all, own, none")
     for tolerance in (0, 1, -0.1, float("nan")):
         refused(lambda tolerance=tolerance: rank.feature_rank(every, tail, tolerance), "^tolerance: ")
     refused(lambda: rank.feature_rank(every, every[:1], centre="own"), "^tail_features: all zero after centring")

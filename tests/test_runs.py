@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from ltvit_lib import costs, recipes, runs
+from ltvit_lib import costs, recipes, runs, train
 
 import pandas as pd
 import pytest
@@ -92,6 +92,31 @@ def test_a_run_starts_from_runs_on_its_own_data(tmp_path, monkeypatch):
     expected = {k: recipes.get(name, data="birds") for k, name in (("teacher", both.teacher), ("init", both.init))}
     assert runs.start(both) == {k: runs.folder(recipe) for k, recipe in expected.items()}
     assert runs.start(both, teacher="there")["teacher"] == "there"
+
+
+def test_a_held_out_part_stays_unseen_by_what_a_run_starts_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTVIT_RUNS", str(tmp_path))
+    held = recipes.get("digits_livt", evaluate_on="val")
+    assert runs.start(held)["init"] == runs.folder(recipes.get("digits_mgp", evaluate_on="val"))
+    seen = finished(tmp_path / "seen", recipes.get("digits_mgp"), heads=())
+    with pytest.raises(ValueError, match="saw the images that digits_livt holds out: train one with evaluate_on='val'"):
+        train.fit(held, tmp_path / "run", init=seen, progress=False)
+
+
+def test_a_row_names_every_commit_that_its_run_passed_through(tmp_path, monkeypatch):
+    places = [
+        {"torch": "1", "timm": "2", "device": d, "commit": c}
+        for d, c in (("x", "a"), ("x", "a"), ("y", "b"), ("y", "c"))
+    ]
+    monkeypatch.setattr(runs, "environment", lambda: places[0])
+    for _ in range(4):
+        run = runs.open_run(tmp_path, wanted(), resume=True)
+        places.pop(0)
+        places.append(places[-1])
+    assert runs.environments(run) == {"torch": "1", "timm": "2", "device": "y", "commit": "a b c"}
+    assert len(json.loads((tmp_path / "env.json").read_text())["later"]) == 2, "the first is noted once"
+    (row,) = runs.ledger_rows(finished(tmp_path))
+    assert (row["commit"], row["device"]) == ("a b c", "y")
 
 
 def test_no_checkpoint_and_a_damaged_one(tmp_path):

@@ -8,7 +8,7 @@ head, rollout, feature rank and its spectrum.
 
 import sys
 
-from ltvit_lib import attention, augment, plots, rank, runs
+from ltvit_lib import attention, augment, jobs, plots, rank, runs
 
 import measuring
 import torch
@@ -74,7 +74,7 @@ def survey(run: runs.Run) -> dict[str, list[dict]]:
     tokens, measured = token_names(model), {name: [] for name in TABLES}
     for name, part in (("train", split.train), ("test", split.test)):
         is_tail = torch.isin(part.targets, tail)
-        images = augment.evaluate(part.images, run.recipe.image_size, split.mean, split.std)
+        images = augment.evaluate(part.images, run.recipe.image_size, *jobs.statistics(run.recipe, split))
         found = attention.over_batches(model, images[is_tail])
         maps = found.rollout[:, :2]  # CLS and DIST, or CLS and the mean over patches
         heads = torch.cartesian_prod(*(torch.arange(n) for n in found.distance.shape)).tolist()

@@ -23,17 +23,18 @@ SHIFTS = [i / 20 for i in range(31)]  # t of (CLS + DIST) / 2 - t log pi
 def dist_prior(run: runs.Run, split, teacher: runs.Run, images: int = 5000) -> Tensor:
     """(C,) class frequencies that DIST learned from at the end: the teacher's answers, times the weights of DRW.
 
-    Counted on at least `images` training images as the student's last epoch saw them.
+    Counted on at least `images` training images as the teacher saw them in the student's last epoch.
     """
     job = jobs.DistilJob(run.recipe, split, torch.device("cpu"), teacher)
     job.start_epoch(run.recipe.epochs - 1)
+    policy = job.policies[-1]  # of the view that the teacher answers for
     generator, answers = torch.Generator().manual_seed(0), torch.zeros(len(split.counts))
     np.random.seed(0)  # timm's Mixup draws from numpy's global state
     for _ in range(-(-images // len(split.train))):
         for index in torch.randperm(len(split.train), generator=generator).split(256):
             index = index[: len(index) // 2 * 2]  # Mixup pairs them
-            draws = augment.draw(job.policy, len(index), generator)
-            seen = augment.apply(job.policy, split.train.images[index], draws)
+            draws = augment.draw(policy, len(index), generator)
+            seen = augment.apply(policy, split.train.images[index], draws)
             if job.mix:
                 seen, _ = job.mix(seen, split.train.targets[index])
             answers += torch.bincount(job.ask(seen), minlength=len(answers))
@@ -119,7 +120,8 @@ def chosen(run: runs.Run, split, dist: Tensor | None) -> list[dict]:
     """
     model, _ = train.build(run, split)
     prior, val = longtail.prior(split.counts), run.logits()
-    test = train.predict_logits(model, split.test, run.recipe, split.mean, split.std) | {"targets": split.test.targets}
+    test = train.predict_logits(model, split.test, run.recipe, *jobs.statistics(run.recipe, split))
+    test["targets"] = split.test.targets
     parts = [(experts(run, split.counts, dist, part), part["targets"]) for part in (val, test)]
     candidates = {f"w chosen, {name}": [(name, w, 0.0) for w in WEIGHTS] for name in parts[0][0]}
     candidates |= {f"w = 0.5, {name}": [(name, 0.5, 0.0)] for name in parts[0][0]}

@@ -6,7 +6,7 @@ python workflow/measure.py runs
 import sys
 from dataclasses import replace
 
-from ltvit_lib import augment, export, longtail, losses, metrics, models, predict, runs, train
+from ltvit_lib import augment, export, jobs, longtail, losses, metrics, models, predict, runs, train
 
 import measuring
 import pandas as pd
@@ -19,7 +19,7 @@ def error_by_class(run: runs.Run, masks: int = 10) -> list[float]:
     recipe, generator = run.recipe, torch.Generator().manual_seed(0)
     totals = torch.zeros(len(split.test))
     for index in torch.arange(len(split.test)).split(1000):
-        images = augment.evaluate(split.test.images[index], recipe.image_size, split.mean, split.std)
+        images = augment.evaluate(split.test.images[index], recipe.image_size, *jobs.statistics(recipe, split))
         for _ in range(masks):
             noise = torch.rand(len(images), mae.encoder.patch_embed.num_patches, generator=generator)
             with torch.no_grad():
@@ -90,7 +90,9 @@ def leaning(run: runs.Run) -> tuple[list[dict], list[dict]]:
         found = (by_group(part["cls"] - t * prior.log())["all"] for t in SHIFTS)
         chosen["shift, t chosen on validation"] = measuring.most_accurate(SHIFTS, found)
         model, _ = train.build(run, split)
-        part = train.predict_logits(model, split.test, recipe, split.mean, split.std) | {"targets": split.test.targets}
+        part = train.predict_logits(model, split.test, recipe, *jobs.statistics(recipe, split)) | {
+            "targets": split.test.targets
+        }
     logits, repaired = part["cls"], {}
     if recipe.loss != "balanced_ce":  # whose rule, with tau = 1, is its argmax
         scores = decider(run, split.counts)(logits, torch.full_like(prior, 1 / len(prior)))
@@ -130,7 +132,7 @@ def post_hoc(run: runs.Run) -> list[dict]:
     name, z, prior = run.recipe.name, run.logits()["cls"], longtail.prior(split.counts)
     if name == "digits_mgp_ce":
         models.tau_normalise(model, 1.0)
-        normalised = train.predict_logits(model, split.test, run.recipe, split.mean, split.std)["cls"]
+        normalised = train.predict_logits(model, split.test, run.recipe, *jobs.statistics(run.recipe, split))["cls"]
         rules = {"post-hoc logit adjustment": z - losses.logit_bias_ce(prior), "tau-norm": normalised}
     else:
         uniform, bias = torch.full_like(prior, 1 / len(prior)), losses.logit_bias_bce(prior)
@@ -159,7 +161,7 @@ def one_pixel(run: runs.Run) -> dict:
     model, split = measuring.build(run)
 
     def scores(part):
-        return train.predict_logits(model, part, run.recipe, split.mean, split.std)["cls"]
+        return train.predict_logits(model, part, run.recipe, *jobs.statistics(run.recipe, split))["cls"]
 
     moved = torch.nn.functional.pad(split.test.images, (1, 0))[..., :-1]  # the left column becomes black
     same = scores(replace(split.test, images=moved)).argmax(1) == run.logits()["cls"].argmax(1)
