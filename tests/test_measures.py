@@ -4,10 +4,12 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
-from ltvit_lib import data, jobs, longtail, losses, recipes, runs, train
+from ltvit_lib import augment, data, jobs, longtail, losses, recipes, runs, train
 
 import numpy as np
 import pandas as pd
@@ -61,6 +63,34 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
+def run_of(folder: Path, name: str) -> runs.Run:
+    return next(run for run in measuring.unchanged(measuring.finished(str(folder))) if run.recipe.name == name)
+
+
+def stored(recipe: recipes.Recipe, **logits) -> SimpleNamespace:
+    """What the scripts read of a run whose logits are made up."""
+    return SimpleNamespace(recipe=recipe, seed=0, logits=lambda: logits)
+
+
+def log_prior(split: data.Split) -> torch.Tensor:
+    return longtail.prior(split.counts).log()
+
+
+def clear(targets: torch.Tensor, off: int = 0, size: float = 1.0) -> torch.Tensor:
+    """(N, 5) logits that name each image's class or, always wrong, the one `off` classes on."""
+    return size * torch.nn.functional.one_hot((targets + off) % 5, 5)
+
+
+@pytest.fixture
+def held_out(tiny_longtail, monkeypatch):
+    """A split with a validation part; the logits on its test set, which a run does not store, are the test's to set."""
+    split, on_test = replace(tiny_longtail, val=tiny_longtail.test.subset(range(30))), {}
+    monkeypatch.setattr(measuring, "load_split", lambda run: split)
+    monkeypatch.setattr(train, "build", lambda run, split: (None, split))
+    monkeypatch.setattr(train, "predict_logits", lambda model, part, *_: on_test if part is split.test else {})
+    return split, on_test
+
+
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """Reads a table that was written to a figures folder of this test's own."""
@@ -105,6 +135,11 @@ def test_curves_are_averaged_over_blocks(tmp_path):
     assert all(math.isnan(row["test"]) and row["recipe"] == "digits_vit_ce" for row in rows)
 
 
+def test_the_most_accurate_option_and_the_middle_one_of_equals():
+    assert measuring.most_accurate("abcde", [0.1, 0.5, 0.5, 0.5, 0.2]) == "c"
+    assert measuring.most_accurate((0.0, 1.0), iter((0.9, 0.2))) == 0.0
+
+
 @pytest.mark.parametrize(
     ("script", "name"),
     [(measure, "digits_vit_ce"), (measure, "digits_mgp"), (teachers, TEACHER), (experts, STUDENT),
@@ -130,6 +165,8 @@ def test_measures_of_what_is_there_and_a_word_on_what_is_not(folder, written, mo
     assert rules["digits_vit_ce", "adjusted", "ece"] < rules["digits_vit_ce", "raw argmax", "ece"]
     curve = written("decision_control").query("recipe == 'digits_vit_ce' and group == 'all'").set_index("method")
     assert curve.loc["shift, t best on the test set", "accuracy"] == curve.loc["adjusted", "accuracy"] == 1
+    adjusted = written("zoo_post_hoc").query("method == 'post-hoc logit adjustment'").set_index("group")["accuracy"]
+    assert adjusted["all"] == adjusted["head"] == adjusted["tail"] == 1
     error = written("mgp_error_by_class")
     assert set(zip(error["scale"], error["trained on"])) == {("digits", "long-tailed")} and len(error) == 10
     assert set(written("ldam_curves")["recipe"]) == {"digits_vit_ce"}
@@ -137,7 +174,7 @@ def test_measures_of_what_is_there_and_a_word_on_what_is_not(folder, written, mo
 
 
 def test_answers_to_images_moved_by_a_pixel(folder, monkeypatch):
-    run = next(run for run in measuring.finished(str(folder)) if run.recipe.name == "digits_vit_ce")
+    run = run_of(folder, "digits_vit_ce")
     model, split = train.build(run)
     moved = split.test.images.roll(1, dims=-1)
     moved[..., 0] = 0
@@ -146,6 +183,19 @@ def test_answers_to_images_moved_by_a_pixel(folder, monkeypatch):
     for sign, kept in ((1, 1), (-1, 0)):
         monkeypatch.setattr(runs.Run, "logits", lambda _, sign=sign: {"cls": sign * z})
         assert measure.one_pixel(run)["kept"] == kept
+
+
+def test_the_error_of_a_masked_autoencoder_is_that_of_its_loss_on_hidden_patches(folder):
+    run = run_of(folder, "digits_mgp")
+    mae, split = train.build(run)
+    images = augment.evaluate(split.test.images, run.recipe.image_size, split.mean, split.std)
+    generator, found = torch.Generator().manual_seed(0), measure.error_by_class(run, masks=2)
+    noise = [torch.rand(len(images), mae.encoder.patch_embed.num_patches, generator=generator) for _ in range(2)]
+    for c in (0, 9):
+        these = split.test.targets == c
+        with torch.no_grad():
+            means = [mae(images[these], run.recipe.mask_ratio, n[these])[0].item() for n in noise]
+        assert found[c] == pytest.approx(sum(means) / 2, rel=1e-5)
 
 
 def test_nothing_run_gives_empty_tables(tmp_path, written, capsys):
@@ -171,6 +221,58 @@ def test_the_decider_undoes_what_training_added(name, rng):
     run = type("Run", (), {"recipe": recipe})
     scores = measure.decider(run, counts)(optimum, prior)
     torch.testing.assert_close(scores.softmax(1), posterior, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_that_sees_nothing_is_right_as_often_as_the_class_that_it_names(tiny_longtail, monkeypatch):
+    """Argmax names the head class; the rule names the most frequent class of the test prior that it decides for."""
+    monkeypatch.setattr(measuring, "load_split", lambda run: tiny_longtail)
+    blank = log_prior(tiny_longtail).expand(30, 5)
+    run = stored(recipes.get("digits_vit_ce", smoothing=0.0), cls=blank, targets=tiny_longtail.test.targets)
+    found = {(row["method"], row["group"]): row["accuracy"] for row in measure.decisions(run)}
+    assert found["raw argmax", "all"] == pytest.approx(1 / 5)
+    assert found["raw argmax", "long-tailed"] == pytest.approx(40 / 85)
+    assert found["raw argmax", "inverted"] == pytest.approx(4 / 85)
+    assert found["adjusted", "long-tailed"] == found["adjusted", "inverted"] == pytest.approx(40 / 85)
+
+
+def test_a_shift_is_chosen_on_the_validation_part(held_out):
+    """There the posterior of the training prior needs t = 1; the test set's clear logits need none, and lose by it."""
+    split, on_test = held_out
+    recipe = recipes.get("digits_vit_ce", evaluate_on="val")
+    y = split.test.targets
+    run = stored(recipe, cls=clear(y) + log_prior(split), targets=y)
+    on_test["cls"] = clear(y)
+    table, curve = measure.leaning(run)
+    rows = {(row["method"], row["group"]): row for row in table}
+    name = "shift, t chosen on validation"
+    assert rows[name, "all"]["t"] == pytest.approx(1, abs=0.05)
+    assert (rows[name, "head"]["accuracy"], rows[name, "tail"]["accuracy"]) == (0, 1)
+    best = rows["shift, t best on the test set", "all"]
+    assert best["accuracy"] == 1 and best["t"] < 0.5
+    assert {row["t"]: row["all"] for row in curve}[0.0] == 1
+
+
+@pytest.mark.parametrize("name", ["digits_mgp_bce", "digits_livt_tau0.5", "digits_livt"])
+def test_a_sweep_over_tau_begins_at_the_tau_of_training(name, tiny_longtail, monkeypatch):
+    """At the optimum of any tau: without bias the answers lean to the head, with twice the bias to the tail."""
+    monkeypatch.setattr(measuring, "load_split", lambda run: tiny_longtail)
+    y, bias = tiny_longtail.test.targets, losses.logit_bias_bce(longtail.prior(tiny_longtail.counts))
+    trained = {"digits_mgp_bce": 0.0, "digits_livt_tau0.5": 0.5, "digits_livt": 1.0}[name]
+    run = stored(recipes.get(name), cls=clear(y) + (1 - trained) * bias, targets=y)
+    found = {(row["tau"], row["group"]): row["accuracy"] for row in measure.tau_sweep(run)}
+    assert found[1.0, "all"] == 1
+    assert (found[0.0, "head"], found[0.0, "tail"]) == (1, 0)
+    assert (found[2.0, "head"], found[2.0, "tail"]) == (0, 1)
+
+
+def test_the_repair_adds_the_bias_of_training(tiny_longtail, monkeypatch):
+    """The optimum of Bal-BCE, logit eta - B, of images that speak for their class e times as much as for others."""
+    monkeypatch.setattr(measuring, "build", lambda run: (None, tiny_longtail))
+    y, prior = tiny_longtail.test.targets, longtail.prior(tiny_longtail.counts)
+    eta = (clear(y) + prior.log()).softmax(1)
+    run = stored(recipes.get("digits_livt"), cls=torch.logit(eta) - losses.logit_bias_bce(prior), targets=y)
+    found = {row["group"]: row["accuracy"] for row in measure.post_hoc(run) if row["method"] == "Bal-BCE, repaired"}
+    assert found["all"] == found["head"] == found["tail"] == 1
 
 
 # --- experts -----------------------------------------------------------------------------------------------------
@@ -203,6 +305,88 @@ def test_a_student_is_measured_with_its_very_teacher(folder, capsys):
     assert experts.prior_of_dist(student, split, found).sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("drw_epoch", [270, None])
+def test_the_prior_of_dist_is_that_of_the_answers_times_the_weights_of_drw(folder, monkeypatch, drw_epoch):
+    """Of a teacher that says 2 and 7 in turn, whatever it is shown; a class it never names counts as one answer."""
+    monkeypatch.setattr(jobs.DistilJob, "ask", lambda self, images: torch.arange(len(images)) % 2 * 5 + 2)
+    teacher = run_of(folder, TEACHER)
+    split = train.load_split(teacher.recipe, 0)
+    found = experts.dist_prior(stored(recipes.get(STUDENT, drw_epoch=drw_epoch)), split, teacher, images=1)
+    mass = torch.ones(10)
+    mass[[2, 7]] = len(split.train) // 2
+    if drw_epoch:
+        mass /= 1 - 0.9999 ** torch.tensor(split.counts)
+    torch.testing.assert_close(found, mass / mass.sum(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({}, 4), ({"teacher_policy": "weak"}, 6), ({"mixup": 0.8}, 4), ({"mixup": 0.8, "drw_epoch": None}, 8)],
+)
+def test_the_prior_of_dist_is_asked_of_the_views_of_the_last_epoch(folder, monkeypatch, changes, named):
+    """Views are blank but for a class that the teacher reads off: 4 the student's, 6 a padded crop, 8 mixed ones."""
+    paint = lambda policy, images, _: images * 0 + (6 if policy.crop == "padded" else 4)  # noqa: E731
+    monkeypatch.setattr(augment, "apply", paint)
+    monkeypatch.setattr(jobs, "Mixup", lambda *_, **__: lambda images, labels: (images * 0 + 8, labels))
+    monkeypatch.setattr(jobs.DistilJob, "ask", lambda self, images: images.flatten(1)[:, 0].long())
+    teacher = run_of(folder, TEACHER)
+    split = train.load_split(teacher.recipe, 0)
+    recipe = recipes.get(STUDENT, **{"mixup": 0.0, "cutmix": 0.0, "policy": "strong", "policy_options": {}} | changes)
+    assert experts.dist_prior(stored(recipe), split, teacher, images=1).argmax() == named
+
+
+def test_each_expert_is_moved_from_its_own_prior():
+    """Posteriors under two priors, of images of equal evidence, become one and the same under a uniform test."""
+    counts, of_dist = [50, 30, 15, 5], torch.tensor([0.1, 0.2, 0.3, 0.4])
+    evidence = torch.eye(4)
+    part = {"cls": evidence + longtail.prior(counts).log(), "dist": evidence + of_dist.log()}
+    found = experts.experts(stored(recipes.get(STUDENT, smoothing=0.0)), counts, of_dist, part)
+    for scores in found["both moved"]:
+        torch.testing.assert_close(scores.softmax(1), evidence.softmax(1))
+    torch.testing.assert_close(found["CLS moved"][1], part["dist"])
+    assert "both moved" not in experts.experts(stored(recipes.get(STUDENT)), counts, None, part)
+
+
+def test_who_is_right_is_counted_within_a_group(tiny_longtail):
+    """Of six images a class both experts get three right, only CLS two, only DIST one; the average all of the tail."""
+    y, nth = tiny_longtail.test.targets, torch.arange(30) % 6
+    right = {"cls": nth < 5, "dist": (nth < 3) | (nth == 5), "avg": y >= 3}
+    part = {head: clear(y + ~chosen) for head, chosen in right.items()} | {"targets": y}
+    rows = {(row["group"], row["right"]): row for row in experts.agreement(tiny_longtail, part)}
+    for group, average in {"all": 0.4, "head": 0, "mid": 0, "tail": 1}.items():
+        assert rows[group, "neither"]["share"] == 0
+        for case, share in {"both": 1 / 2, "only CLS": 1 / 3, "only DIST": 1 / 6}.items():
+            assert rows[group, case]["share"] == pytest.approx(share)
+            assert rows[group, case]["average"] == pytest.approx(average)
+
+
+def test_a_weight_is_chosen_on_the_validation_part(held_out):
+    """There CLS is right and DIST wrong, on the test set the other way round: the weight is CLS's, and always wrong."""
+    split, on_test = held_out
+    y = split.test.targets
+    right, wrong = clear(y, size=9.0), clear(y, off=1, size=9.0)
+    on_test |= {"cls": wrong, "dist": right}
+    run = stored(recipes.get(STUDENT, evaluate_on="val"), cls=right, dist=wrong, targets=y)
+    rows = [row for row in experts.chosen(run, split, torch.full((5,), 0.2)) if row["group"] == "all"]
+    rows = {row["rule"]: row for row in rows if row["rule"].startswith("w chosen")}
+    assert "w chosen, both moved" in rows and "w chosen, as trained" in rows
+    assert all(row["w"] > 0.5 and row["accuracy"] == 0 for row in rows.values())
+
+
+def test_a_shift_of_the_average_is_chosen_on_the_validation_part(held_out):
+    """As of CLS alone, above: t = 1 on the validation part, where the test set needs none."""
+    split, on_test = held_out
+    y = split.test.targets
+    on_test |= {"cls": clear(y), "dist": clear(y)}
+    z = clear(y) + log_prior(split)
+    run = stored(recipes.get(STUDENT, evaluate_on="val"), cls=z, dist=z, targets=y)
+    rows = {(row["rule"], row["group"]): row for row in experts.chosen(run, split, None)}
+    name = "w = 0.5, t chosen"
+    assert rows[name, "all"]["t"] == pytest.approx(1, abs=0.05)
+    assert (rows[name, "head"]["accuracy"], rows[name, "tail"]["accuracy"]) == (0, 1)
+    assert (rows["w = 0.5, as trained", "all"]["t"], rows["w = 0.5, as trained", "all"]["accuracy"]) == (0, 1)
+
+
 # --- teachers ----------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +400,22 @@ def test_both_ends_of_a_known_spectrum(rng):
         return w @ hessian @ w / 2
 
     assert teachers.ends_of_spectrum(loss, parts) == pytest.approx((7.0, -0.5), abs=1e-3)
+
+
+def test_flatness_is_measured_on_training_images(tiny_longtail, monkeypatch):
+    """A network that names the brightest of the first five pixels: the label's, on a test image the next one's."""
+    labels = tiny_longtail.train.targets
+    lit = [torch.nn.functional.one_hot((labels + off) % 5, 192).view(-1, 3, 8, 8).byte() * 255 for off in (0, 1)]
+    split = replace(tiny_longtail, train=data.Images(lit[0], labels), test=data.Images(lit[1], labels))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5, bias=False))
+    model[1].weight.data = torch.eye(5, 192)
+    monkeypatch.setattr(measuring, "build", lambda run: (model, split))
+    monkeypatch.setattr(teachers.ends_of_spectrum, "__defaults__", (1,))
+    rises, curvature = teachers.flatness(stored(recipes.get(TEACHER)), most=50)
+    assert [(row["images"], row["count"], row["accuracy"]) for row in curvature] == [("all", 50, 1), ("tail", 11, 1)]
+    assert {(row["images"], row["radius"]) for row in rises} == {
+        (i, r) for i in ("all", "tail") for r in teachers.RADII
+    }
 
 
 def test_tables_of_the_teachers(folder, written, monkeypatch, capsys):
@@ -274,6 +474,19 @@ def test_the_second_token_of_a_plain_vit_is_the_mean_over_patches(tiny_vit, rng)
     )
     for ours, (patches, prefix) in zip(found, blocks, strict=True):
         torch.testing.assert_close(ours, torch.stack([prefix[:, 0], patches.mean(1)], 1))
+
+
+def test_maps_of_the_training_images_are_told_from_those_of_the_test_images(folder, monkeypatch):
+    """Of black training images of the tail all maps are one, and none is brighter than its image."""
+    run = run_of(folder, "digits_vit_ce")
+    model, split = train.build(run)
+    tail = split.groups["few"][split.train.targets]
+    dark = data.Images(split.train.images * ~tail[:, None, None, None], split.train.targets)
+    monkeypatch.setattr(measuring, "build", lambda run: (model, replace(split, train=dark)))
+    monkeypatch.setattr(analyses, "ranks", lambda *_: [])
+    monkeypatch.setattr(analyses, "pictures", lambda *_: [])
+    for row in analyses.survey(run)["rollout"]:
+        assert (row["own"] < 1e-6) == (abs(row["brightness"] - 1) < 1e-6) == (row["images"] == "train")
 
 
 def test_tables_of_the_analyses(folder, written, monkeypatch, capsys):
