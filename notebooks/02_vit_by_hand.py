@@ -98,6 +98,7 @@ plots.save_figure(fig, "vit_patches", table.rename_axis("patch").reset_index())
 #
 # $$A = \mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt d}\right), \qquad \mathrm{head} = A V$$
 #
+# The heads' results are put side by side and mixed by one more matrix, $[\mathrm{head}_1, \dots, \mathrm{head}_H]\,W_O$ (`proj`).
 # The division keeps the scores at unit size: the inner product of two random vectors of $d$ unit normals has a standard
 # deviation of $\sqrt d$. Nothing in attention depends on where a token stands: shuffle the tokens, and the outputs are
 # shuffled alike. Positions have to come from $E_{\mathrm{pos}}$:
@@ -136,6 +137,8 @@ for name, added in (("without positions", 0), ("with positions", place)):
 # last untouched:
 #
 # $$X \leftarrow X + \mathrm{Attention}(\mathrm{LN}(X)), \qquad X \leftarrow X + W_2\,\mathrm{GELU}(W_1\,\mathrm{LN}(X))$$
+#
+# LN, layer norm, brings each token to mean 0 and variance 1 over its $D$ numbers, then scales and shifts each of them.
 
 
 # %%
