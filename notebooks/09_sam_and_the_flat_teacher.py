@@ -363,8 +363,7 @@ plots.save_figure(fig, "flat_teachers", ratios)
 steps = ratios[ratios["radius"].isin([0.05, 0.2, 0.4, 0.8])]
 steps = steps.assign(step=np.where(steps["radius"] < 0.2, "at 0.05", "0.2 and more"))
 spread = steps.groupby(["teacher", "images", "step"], sort=False)["ratio"].agg(["min", "max"])
-spread = spread.apply(lambda s: f"{s['min']:.2f} to {s['max']:.2f}", axis=1)
-spread.unstack(["images", "step"]).sort_index(axis=1)
+spread.apply("{0[min]:.2f} to {0[max]:.2f}".format, axis=1).unstack(["images", "step"])
 
 # %% [markdown]
 # *The rise with SAM over the rise with SGD, a line a seed (one on CIFAR-10-LT); below 1 SAM's teacher is the flatter one. Table: from the smallest to

@@ -293,7 +293,7 @@ def test_seeds_differ_and_repeat(tmp_path):
         (replace(recipes.get("digits_vit_ce"), image_size=9), {}, "does not divide image size 9"),
         (replace(recipes.get("digits_vit_ce"), model="vit_tiny"), {}, "no model 'vit_tiny'"),
         (recipes.get("digits_vit_ce", batch_size=512), {}, "347 training images do not fill a batch of 512"),
-        (recipes.get("digits_vit_ce", data="no/such/folder"), {}, "no data set and no path 'no/such/folder'"),
+        (recipes.get("digits_vit_ce", data="no/such/folder"), {}, "no/such/folder': give digits, cifar10"),
         (recipes.get("digits_vit_ce", normalise="imagenet"), {}, "3 channels"),
         ("digits_livt", {}, "digits_livt starts from digits_mgp: give init="),
         ("digits_livt", {"init": "nowhere"}, "no checkpoint at nowhere"),
