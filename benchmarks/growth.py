@@ -94,12 +94,7 @@ def images(repeats: int, sizes: tuple[int, ...] = (1000, 2000, 5000, 10_000, 20_
 
     made = {size: making(split) for size, split in splits.items()}
     ordering = {n: lambda t=s.train.targets: jobs.epoch_order(t, recipe, 0, 0) for n, s in splits.items()}
-    return pd.concat(
-        [
-            grow("images", made, repeats),
-            grow("epoch order", ordering, repeats),
-        ]
-    )
+    return pd.concat([grow("images", made, repeats), grow("epoch order", ordering, repeats)])
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from ltvit_lib import data, large, longtail, recipes
+from ltvit_lib import data, kinds, large, longtail, recipes
 from ltvit_lib.recipes import Contrast, Distil, Pretrain, Recipe
 
 import torch
@@ -85,11 +85,7 @@ def estimate(recipe: Recipe) -> Cost:
             fill a batch.
     """
     size, counts = _size(recipe), _count(recipe)
-    if size.train < recipe.batch_size:
-        raise ValueError(
-            f"{recipe.name}: {size.train} training images do not fill a batch of {recipe.batch_size}: give a smaller "
-            "batch_size"
-        )
+    kinds.check_images(recipe, size.train)
     per_image, extra = counts.forward + counts.backward, counts.keys
     rho = getattr(recipe, "sam_rho", 0.0)
     sam = max(rho) > 0 if isinstance(rho, tuple) else rho > 0

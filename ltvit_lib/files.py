@@ -23,15 +23,28 @@ from ltvit_lib.augment import ATTEMPTS, Policy
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 IMAGE_SUFFIXES = {
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga",
-}  # fmt: skip
-_KNOWN = (*features.modules, *features.codecs)  # not every Pillow has every decoder
-IMAGE_SUFFIXES |= {s for s, d in ((".jp2", "jpg_2000"), (".avif", "avif")) if d in _KNOWN and features.check(d)}
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".tga",
+    ".jp2",
+    ".avif",
+} & set(Image.registered_extensions())  # fmt: skip, not every Pillow has every decoder
 CHUNK = 64  # images that a decoding process hands over at once
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

@@ -213,6 +213,15 @@ def override(recipe: Recipe, /, **overrides) -> Recipe:
     return changed
 
 
+def check_images(recipe: Recipe, images: int) -> None:
+    """Refuses a training set that does not fill a batch."""
+    if images < recipe.batch_size:
+        raise ValueError(
+            f"{recipe.name}: {images} training images do not fill a batch of {recipe.batch_size}: give a smaller "
+            "batch_size"
+        )
+
+
 def closest(name: str, known: list[str]) -> str:
     close = [] if name in known else difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

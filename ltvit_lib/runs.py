@@ -294,16 +294,20 @@ def lock(run: Run) -> Iterator[None]:
 
 def _note_environment(run: Run) -> None:
     """Adds the place and commit at which a run goes on to env.json, where they differ from the last ones."""
-    first, now = json.loads((run.path / "env.json").read_text()), environment()
-    later = first.get("later", [])
-    if now != (later or [{k: v for k, v in first.items() if k != "later"}])[-1]:
+    (first, *later), now = _passed(run), environment()
+    if now != [first, *later][-1]:
         write_json(run.path / "env.json", first | {"later": [*later, now]})
+
+
+def _passed(run: Run) -> list[dict]:
+    first = json.loads((run.path / "env.json").read_text())
+    later = first.pop("later", [])
+    return [first, *later]
 
 
 def environments(run: Run) -> dict:
     """Versions and device with which a run ended; `commit` names all that it passed through, in their order."""
-    first = json.loads((run.path / "env.json").read_text())
-    passed = [{k: v for k, v in first.items() if k != "later"}, *first.get("later", [])]
+    passed = _passed(run)
     return passed[-1] | {"commit": " ".join(dict.fromkeys(env["commit"] for env in passed if env.get("commit")))}
 
 

@@ -194,8 +194,7 @@ def _pieces(recipe: Recipe, accelerator: Accelerator, images: int) -> list[Tenso
     """This device's positions in an effective batch, a tensor a micro-batch."""
     world, whole = accelerator.num_processes, recipe.batch_size
     micro = min(recipe.micro_batch or whole, whole // world)
-    if images < whole:
-        raise ValueError(f"{images} training images do not fill a batch of {whole}: give a smaller batch_size")
+    kinds.check_images(recipe, images)
     if micro < 1 or whole % (world * micro):
         raise ValueError(f"batch_size {whole} is not a multiple of {world} devices x micro_batch {micro}")
     if micro % 2 and recipe.mixes:

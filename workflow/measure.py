@@ -90,9 +90,8 @@ def leaning(run: runs.Run) -> tuple[list[dict], list[dict]]:
         found = (by_group(part["cls"] - t * prior.log())["all"] for t in SHIFTS)
         chosen["shift, t chosen on validation"] = measuring.most_accurate(SHIFTS, found)
         model, _ = train.build(run, split)
-        part = train.predict_logits(model, split.test, recipe, *jobs.statistics(recipe, split)) | {
-            "targets": split.test.targets
-        }
+        part = train.predict_logits(model, split.test, recipe, *jobs.statistics(recipe, split))
+        part["targets"] = split.test.targets
     logits, repaired = part["cls"], {}
     if recipe.loss != "balanced_ce":  # whose rule, with tau = 1, is its argmax
         scores = decider(run, split.counts)(logits, torch.full_like(prior, 1 / len(prior)))
