@@ -69,6 +69,7 @@ class Images:
 
     images: Tensor | Files
     targets: Tensor
+    source: np.ndarray | None = None  # (N,) bytes, what each was decoded from, where pixels depend on a resolution
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -76,10 +77,10 @@ class Images:
     def subset(self, indices) -> "Images":
         indices = torch.as_tensor(np.asarray(indices), dtype=torch.long)
         images = self.images.subset(indices) if isinstance(self.images, Files) else self.images[indices]
-        return Images(images, self.targets[indices])
+        return Images(images, self.targets[indices], None if self.source is None else self.source[indices.numpy()])
 
     def to(self, device) -> "Images":
-        return Images(self.images.to(device), self.targets.to(device))
+        return replace(self, images=self.images.to(device), targets=self.targets.to(device))
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,16 @@ class Split:
     def digest(self) -> str:
         """Twelve hex digits of the training set's content, in order: two runs with one digest saw the same data.
 
-        Of images that stay in their files: relative paths, sizes in bytes and targets, whatever the resolution.
+        Of your own images and of large sets: relative paths, sizes in bytes and targets, whatever the resolution, for
+        a teacher may see them at another one than its student.
         """
-        images = self.train.images
-        content = hashlib.sha256(images.content() if isinstance(images, Files) else images.cpu().contiguous().numpy())
+        images, source = self.train.images, self.train.source
+        if source is not None:
+            content = hashlib.sha256(b"\0".join(source.tolist()))
+        elif isinstance(images, Files):
+            content = hashlib.sha256(images.content())
+        else:
+            content = hashlib.sha256(images.cpu().contiguous().numpy())
         content.update(self.train.targets.cpu().contiguous().numpy())
         return content.hexdigest()[:12]
 
@@ -132,13 +139,16 @@ class _Part:
 
     targets: np.ndarray  # (N,) int64
     pixels: Callable[[np.ndarray], Tensor | Files]  # rows (n,) -> uint8 (n, channels, height, width)
+    source: np.ndarray | None = None  # (N,) bytes, as in Images
 
     def only(self, rows: np.ndarray) -> "_Part":
-        return _Part(self.targets[rows], lambda chosen: self.pixels(rows[chosen]))
+        source = None if self.source is None else self.source[rows]
+        return _Part(self.targets[rows], lambda chosen: self.pixels(rows[chosen]), source)
 
     def images(self, rows: np.ndarray | None = None) -> Images:
         rows = np.arange(len(self.targets)) if rows is None else rows
-        return Images(self.pixels(rows), torch.from_numpy(self.targets[rows]))
+        source = None if self.source is None else self.source[rows]
+        return Images(self.pixels(rows), torch.from_numpy(self.targets[rows]), source)
 
 
 def root() -> Path:
@@ -381,7 +391,8 @@ def _folder_parts(path: Path, size: int) -> tuple[dict[str, _Part], tuple[str, .
         files = [(f, i) for f, i in found if _is_image(f)]
         others.update(f.suffix.lower() or "none" for f, _ in found if not _is_image(f))
         targets = np.array([i for _, i in files], dtype=np.int64)
-        parts[part] = _Part(targets, partial(_file_pixels, path, [f for f, _ in files], size))
+        source = np.array([os.fsencode(f.relative_to(path)) + b" %d" % f.stat().st_size for f, _ in files], np.bytes_)
+        parts[part] = _Part(targets, partial(_file_pixels, path, [f for f, _ in files], size), source)
         if not files:
             raise ValueError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): add some or remove it")
     others = {suffix: count for suffix, count in sorted(others.items()) if suffix not in BESIDE_IMAGES}
@@ -511,10 +522,18 @@ def _parquet_parts(files: dict[str, list[Path]], size: int | None = None) -> tup
                 f"column {label} of {part} has label {wrong[0]} outside 0..{len(classes) - 1}: number classes from 0 "
                 "without gaps, or give their names"
             )
-    return {
-        part: _Part(labels[part].astype(np.int64), partial(_parquet_pixels, chosen, image, size))
-        for part, chosen in files.items()
-    }, classes
+    parts = {}
+    for part, chosen in files.items():
+        rows = {f: len(values) for f, values in zip(chosen, columns[part], strict=True)}
+        source = (
+            None
+            if size is None
+            else np.array(  # without a size pixels are what the files hold
+                [os.fsencode(f.name) + b" %d %d" % (f.stat().st_size, row) for f in chosen for row in range(rows[f])]
+            )
+        )
+        parts[part] = _Part(labels[part].astype(np.int64), partial(_parquet_pixels, chosen, image, size), source)
+    return parts, classes
 
 
 @contextmanager

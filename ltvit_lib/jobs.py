@@ -306,6 +306,8 @@ class DistilJob(FinetuneJob):
                     "same data, seed and evaluate_on"
                 )
             self.teacher = trained(teacher, maker)
+            # those of your own images depend on the resolution at which the teacher saw them; older runs kept none
+            maker.mean, maker.std = (tuple(teacher.result.get(k, getattr(maker, k))) for k in ("mean", "std"))
         else:
             self.teacher = maker.build()
             models.load_weights(self.teacher, teacher)

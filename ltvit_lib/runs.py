@@ -565,18 +565,20 @@ def record(folders: list[Run], path: Path = LEDGER) -> pd.DataFrame:
     new = new.drop(columns="folder")
     if path.is_file():
         old = ledger(path)
-        new = pd.concat([old[~_outdated(old)], new])
+        new = pd.concat([old[~_same_runs(old, new)], new])
     new = new.fillna({"overrides": "", "head": "", "start": ""}).drop_duplicates(key, keep="last").sort_values(key)
     write(path, new.to_csv(index=False, float_format="%.6g").encode())
     return ledger(path)
 
 
-def _outdated(rows: pd.DataFrame) -> pd.Series:
-    """Rows that override a recipe by what it says itself by now: it has changed since, and their run has other rows."""
-    own = {name: fields_of(recipes.get(name)) for name in set(rows["recipe"]) & set(recipes.names())}
-    overrides = rows["overrides"].map(lambda text: {} if pd.isna(text) else json.loads(text))
-    changed = ((own.get(name, {}), o) for name, o in zip(rows["recipe"], overrides, strict=True))
-    return pd.Series([any(fields.get(k, ...) == o[k] for k in o) for fields, o in changed], rows.index, dtype=bool)
+def _same_runs(old: pd.DataFrame, new: pd.DataFrame) -> pd.Series:
+    """Old rows whose run has new ones: where a recipe has changed since, they differ in `overrides`, hence in key."""
+
+    def which(rows: pd.DataFrame) -> pd.MultiIndex:
+        printed = {c: rows[c].map("{:.6g}".format) for c in ("seconds", "final_loss")}
+        return pd.MultiIndex.from_frame(rows[["recipe", "seed", "data", "epochs"]].assign(**printed))
+
+    return pd.Series(which(old).isin(which(new)), old.index)
 
 
 def _refuse_ambiguous(rows: pd.DataFrame, key: list[str]) -> None:

@@ -457,6 +457,8 @@ def _finish(run: Run, job: jobs.Job, model: nn.Module, accelerator: Accelerator,
             "images_per_second": float(curve["images_per_second"].median()),
             "peak_memory_mib": _peak_memory(accelerator.device),
             "devices": accelerator.num_processes,
+            "mean": job.mean,
+            "std": job.std,
         }
         runs.write_json(run.path / "result.json", result)
     accelerator.wait_for_everyone()

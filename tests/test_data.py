@@ -487,6 +487,22 @@ def test_a_bad_image_size_is_refused(tmp_path):
     refused(lambda: data.load(folders(tmp_path, {"a": 3, "b": 3}), image_size=0), "image_size must be a positive")
 
 
+@pytest.mark.parametrize("make", [folders, lambda path, counts: parquet(path / "train.parquet", [0, 1] * 8).parent])
+def test_the_digest_of_your_own_images_is_that_of_any_resolution(tmp_path, monkeypatch, make):
+    path = make(tmp_path, {"ant": 5, "bee": 9})
+    split = data.load(path, image_size=SIZE)
+    again = data.load(path, image_size=2 * SIZE)
+    assert again.train.images.shape[-1] == 2 * SIZE and again.digest == split.digest
+    assert again.with_validation(1).digest == split.with_validation(1).digest != split.digest
+    if make is folders:
+        monkeypatch.setattr(data, "MEMORY_BOUND", 1)  # images stay in their files
+        assert isinstance(data.load(path, image_size=SIZE).train.images, files.Files)
+        assert data.load(path, image_size=SIZE).digest == split.digest
+        for file in (path / "bee").iterdir():
+            picture(99).resize((40, 40)).save(file)
+        assert data.load(path, image_size=SIZE).digest != split.digest
+
+
 # --- your own: parquet -----------------------------------------------------------------------------------------
 
 

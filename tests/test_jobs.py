@@ -5,8 +5,10 @@ import itertools
 
 from ltvit_lib import augment, data, jobs, longtail, losses, models, recipes, train
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -108,6 +110,31 @@ def test_the_teacher_sees_the_students_images_in_its_own_scale(tiny_longtail, te
     small = nn.functional.interpolate(pixels, (8, 8), mode="bicubic", antialias=True)
     torch.testing.assert_close(seen, (small - 0.5) / 0.25, atol=1e-5, rtol=1e-5)
     assert torch.equal(batch.answers, seen.flatten(1)[:, :5].argmax(1))
+
+
+def test_a_teacher_of_your_own_images_may_have_seen_them_at_another_resolution(tmp_path):
+    """It is asked at that resolution, in the scale that it was trained in."""
+    make = np.random.default_rng(0)
+    for name, count in (("ant", 12), ("bee", 9)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = make.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    own = dict(data=str(tmp_path / "photos"), rho=None, batch_size=8)
+    run = train.fit(dataclasses.replace(TEACHER, **own), tmp_path / "teacher", progress=False)
+    recipe = dataclasses.replace(STUDENT, **own, normalise="data")
+    split = data.load(recipe.data, image_size=16)
+    job = jobs.DistilJob(recipe, split, CPU, run)
+    job.teacher = spy = Spy()
+    job.start_epoch(0)
+    (batch,) = one_batch(job)
+    (mean, std), (theirs, their_std) = (
+        [torch.tensor(v).view(1, 3, 1, 1) for v in (at.mean, at.std)]
+        for at in (split, data.load(recipe.data, image_size=8))
+    )
+    assert (their_std < 0.9 * std).all(), "noise is smoothed at the smaller size"
+    small = nn.functional.interpolate(batch.images * std + mean, (8, 8), mode="bicubic", antialias=True)
+    torch.testing.assert_close(spy.seen[0], (small - theirs) / their_std, atol=1e-4, rtol=1e-4)
 
 
 def test_a_teacher_of_the_students_size_sees_the_very_tensor(tiny_longtail, teacher):

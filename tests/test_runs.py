@@ -339,6 +339,14 @@ def test_a_recipe_that_changed_leaves_no_run_twice(tmp_path, monkeypatch):
     assert json.loads(after["overrides"].dropna().item()) == {"epochs": VIT.epochs}
 
 
+def test_a_recipe_that_changed_leaves_no_old_row_as_its_own(tmp_path, monkeypatch):
+    path, run = tmp_path / "ledger.csv", finished(tmp_path / "a")
+    runs.record([run], path)
+    monkeypatch.setitem(recipes._RECIPES, "digits_vit_ce", recipes.get("digits_vit_ce", epochs=VIT.epochs + 5))
+    (row,) = runs.record([run], path).to_dict("records")
+    assert json.loads(row["overrides"]) == {"epochs": VIT.epochs} and len(runs.counted(runs.ledger(path))) == 0
+
+
 def test_best_over_epochs_stands_beside_the_last(tmp_path):
     nan, path = float("nan"), tmp_path / "ledger.csv"
     runs.record([finished(tmp_path / "a", seed=1)], path)
