@@ -20,6 +20,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +92,12 @@ def from_parameters(names: dict, allowed: tuple[str, ...]) -> Recipe:
 
     papermill only warns of a mistyped parameter and trains the default. Called with `globals()`, this reads the cell
     that papermill put in, so it may be run again later in a live session.
+    From here on the notebook shows what this library refuses as one sentence (`_say_plainly`).
 
     Raises:
         ValueError: a parameter that is not in `allowed`, an unknown recipe or override, overrides that are no mapping.
     """
+    _say_plainly()
     for cell in names.get("In", ()):
         for node in ast.walk(ast.parse(cell)) if cell.startswith("# Parameters") else ():
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id not in allowed:
@@ -107,6 +111,19 @@ def from_parameters(names: dict, allowed: tuple[str, ...]) -> Recipe:
     if not isinstance(changed, dict):
         raise ValueError(f"overrides must map fields to values, such as epochs: 2, got {changed!r}")
     return recipes.get(names["recipe"], **changed)
+
+
+def _say_plainly() -> None:
+    """In a notebook, an error that this library raised shows as its message alone; `%tb` has the traceback."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+
+    def show(shell, kind, error, trace, tb_offset=None) -> None:
+        *_, (innermost, _) = traceback.walk_tb(trace)
+        ours = innermost.f_globals.get("__name__", "").startswith("ltvit_lib")
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset, exception_only=ours)
+
+    if shell:
+        shell.set_custom_exc((ValueError, OSError), show)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -617,8 +634,6 @@ def export(run: Run, out: str | Path | None = None, split=None) -> Path:
 
 
 if __name__ == "__main__":
-    import sys
-
     try:
         print(record(collect(sys.argv[1] if len(sys.argv) > 1 else "runs")).to_string(max_colwidth=30))
     except ValueError as error:

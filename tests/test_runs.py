@@ -12,6 +12,7 @@ from ltvit_lib import costs, recipes, runs, train
 import pandas as pd
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from timm.optim import Lamb
 from torch import nn
 
@@ -289,6 +290,21 @@ def test_parameters_make_a_recipe():
 def test_mistyped_parameters_are_refused(given, says):
     with pytest.raises(ValueError, match=says):
         runs.from_parameters(given, ALLOWED)
+
+
+def test_a_notebook_shows_what_is_refused_as_a_sentence(capsys):
+    """And all of what was raised elsewhere."""
+    shell = InteractiveShell.instance(colors="nocolor")
+    try:
+        shell.run_cell("from ltvit_lib import runs")
+        shell.run_cell("chosen = runs.from_parameters({'recipe': 'digits_mpg', 'overrides': {}}, ())")
+        said = capsys.readouterr().out
+        assert "no recipe 'digits_mpg' (did you mean 'digits_mgp'?)" in said
+        assert len(said.split("\n")) < 6 and "from_parameters" not in said
+        shell.run_cell("int('seven')")
+        assert "----> 1 int('seven')" in capsys.readouterr().out
+    finally:
+        InteractiveShell.clear_instance()
 
 
 # --- the ledger ------------------------------------------------------------------------------------------------

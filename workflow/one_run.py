@@ -3,7 +3,7 @@
 python workflow/one_run.py RUNNER PAGE PARAMETERS LOG
 
 RUNNER is the notebook, PAGE where it goes with its outputs, PARAMETERS its parameters as JSON. What went wrong goes to
-the terminal and to LOG; the whole traceback is in PAGE.
+the terminal and to LOG; PAGE has the whole traceback of what this project did not refuse itself.
 """
 
 import json
