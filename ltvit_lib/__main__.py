@@ -10,6 +10,7 @@ interrupted, also on another number of GPUs.
 """
 
 import argparse
+from pathlib import Path
 
 from ltvit_lib import runs, train
 
@@ -35,13 +36,15 @@ def main() -> None:
     try:
         chosen = runs.from_parameters(vars(given), ())
         start = runs.start(chosen, given.seed, teacher=given.teacher, init=given.init)
-        run = train.fit(chosen, given.out or runs.folder(chosen, given.seed), given.seed, **start)
+        run = runs.Run(Path(given.out or runs.folder(chosen, given.seed)))
+        said = run.status if run.finished else f"{run.path} has finished"
+        train.fit(chosen, run.path, given.seed, **start)
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command continues from the last epoch that was saved") from None
     except (ValueError, OSError, train.TrainingDiverged, torch.OutOfMemoryError) as error:
         raise SystemExit(f"{given.recipe}, seed {given.seed}: {error}") from None
     if PartialState().is_main_process:
-        print(run.status, *([run.table().to_string()] if run.result["heads"] else []), sep="\n")
+        print(said, *([run.table().to_string()] if run.result["heads"] else []), sep="\n")
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def test_one_command_trains_on_two_processes(launcher, tmp_path, monkeypatch):
     launch([*LAUNCHERS[launcher], "-m", "ltvit_lib", *given], tmp_path)
     run = runs.Run(runs.folder(recipes.get("digits_vit_ce", **overrides)))
     assert run.result["devices"] == 2
-    assert (tmp_path / "log.txt").read_text().count(run.status) == 1, "one process speaks for both"
+    assert (tmp_path / "log.txt").read_text().count(f"{run.path} has finished\n") == 1, "one process speaks for both"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,10 @@ def test_a_command_takes_its_teacher_from_the_runs(tmp_path, monkeypatch, capsys
         monkeypatch.setattr(sys, "argv", ["ltvit_lib", name, "--overrides", short, *out])
         command.main()
     assert (tmp_path / "digits_deit_lt" / "seed0" / "result.json").is_file()
-    assert "avg" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "avg" in said and "nothing to do" not in said
+    command.main()
+    assert "deit_lt/seed0 has finished: nothing to do" in capsys.readouterr().out
 
 
 def test_batchnorm_is_synchronised_on_several_gpus_alone():
