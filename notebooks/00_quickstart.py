@@ -167,8 +167,8 @@ for method in dict.fromkeys(laptop["method"]):
     print(f"{method:14} all {mean[method, 'all']:5} %   tail {mean[method, 'tail']:5} %")
 
 # %% [markdown]
-# *CIFAR-10-LT, 24 epochs (teacher 50): far from converged. Mean and sample sd over three seeds; the teacher is one run,
-# and taught all three DeiT-LT students.* The plain ViT never once finds a tail class, on any seed;
+# *CIFAR-10-LT, 24 epochs (teacher 50): far from converged. Mean and sample sd over three seeds; the teacher of seed 0
+# taught all three DeiT-LT students.* The plain ViT never once finds a tail class, on any seed;
 # both methods do (22 and 15 %). The CNN is far ahead of DeiT-LT; in the paper 1,200 epochs reverse that.
 #
 # ## Takeaways

@@ -244,7 +244,7 @@ table.loc[[(title, step) for title in scales.values() for step in PAIRS]]
 # But with both heads on one prior DRW gains nothing, on either set (notebook 12): what it mends is most likely the prior. **SAM** in the teacher
 # matters far less: on digits no more than the error; on CIFAR-10-LT the average gains 0.6 ± 0.4 without DRW, undecided, and 1.4 ± 0.2 with it,
 # supported; DIST 1.9 ± 0.2 and 0.2 ± 0.2. Supported, that is, for students of these two teachers: whether SAM did it, one teacher of each kind
-# cannot tell. **PaCo's** teacher has 58.3 % on test images, far from done, and names the tail most often (notebook 10). On CIFAR-10-LT its
+# cannot tell. **PaCo's** teachers, far from done after 50 epochs (notebook 09), name the tail most often (notebook 10). On CIFAR-10-LT PaCo's
 # student's average is 4.4 ± 0.7 points above LDAM's, supported, but its DIST alone is not (-0.1 ± 0.6); a DIST that leans
 # further to the tail offsets more of CLS's lean to the head, and on one prior the average is not ahead (notebook 12). On digits its gain,
 # 0.8 ± 0.6, is undecided.
@@ -268,11 +268,11 @@ plots.save_figure(fig, "deit_lt_laptop", table)
 runs.mean_sd(table)
 
 # %% [markdown]
-# *Mean ± sample sd over three seeds, DeiT-LT's students all of one teacher; the teacher: one seed.*
+# *Mean ± sample sd over three seeds, DeiT-LT's students all of the teacher of seed 0.*
 # The experts part more than the paper's (side by side in notebook 12): CLS has the head and none of the tail, DIST the tail and little of the head. Their average beats the plain
 # ViT by far (40.9 against 24.0), but DIST alone by less than a point (in the paper by far more): CLS learns under the training prior and
 # DIST under another one, and an average of raw logits mixes the two (notebook 12); CLS is also far from trained after 24 epochs. And the teacher
-# is far ahead of the student (71.6), which the paper's ViT-B at 224 pixels and 1,200 epochs reverses (81.9 against 84.8 in its Table 2).
+# is far ahead of the student (71.2), which the paper's ViT-B at 224 pixels and 1,200 epochs reverses (81.9 against 84.8 in its Table 2).
 #
 # ## Other sizes and data sets (Tables 4 and 6)
 # What the paper has for larger students and for iNaturalist, and what of it was run here:

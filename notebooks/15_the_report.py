@@ -365,10 +365,10 @@ key
 # %% [markdown]
 # **Reading it.** The first five of the last table are what both papers build on: a plain ViT behind a CNN on the same tail, a bias that brings the tail
 # back, in a ViT and after masked pre-training, that pre-training on nothing but the long-tailed images, a DIST head that knows the
-# tail. All five are supported on digits; on CIFAR-10-LT the last is, the first has the sign of one CNN, and three were not run. (MGP's rows set
+# tail. All five are supported on digits; on CIFAR-10-LT the first and the last are, and three were not run. (MGP's rows set
 # more training against less, 600 + 200 epochs against 300 on digits, 60 + 24 against 24 on CIFAR-10-LT: a ViT from scratch of equal cost was
-# not run.) The sixth rests on long schedules and a large student: one that overtakes its teacher; here it stays behind, on digits on three
-# seeds. DIST's lower rank, by the literal reading and over all blocks, is undecided at both scales, in DeiT-LT (4.67 and 4.11 directions) as in
+# not run.) The sixth rests on long schedules and a large student: one that overtakes its teacher; here it stays behind at both scales, on three
+# seeds each. DIST's lower rank, by the literal reading and over all blocks, is undecided at both scales, in DeiT-LT (4.67 and 4.11 directions) as in
 # plain DeiT, and so is a SAM teacher's part in it; in DeiT-LT's last block alone digits support it (notebook 14). Undecided means that the
 # seeds do not tell. And *supported* can have another cause than the paper's: on CIFAR-10-LT all steps of Table 5 and PaCo's are supported by
 # three seeds each, for the average as trained. With both heads on one prior DRW gains nothing and PaCo's student is not ahead (notebook 12); on

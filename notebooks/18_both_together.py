@@ -232,13 +232,13 @@ pd.concat([cost, sums.T]).round(0)
 
 # %% [markdown]
 # *Medians over runs that shared two cores with others, so upper bounds.* On CIFAR-10-LT the joined training takes about twice LiVT's
-# (4,889 s against 2,500) and a third more than DeiT-LT's, and neither parent was given that time.
+# (4,677 s against 2,500) and a third more than DeiT-LT's, and neither parent was given that time.
 #
 # ## Verdict
 # Joined, they are ahead of either method on every seed. What speaks against "they add up": the joined run takes about twice LiVT's training,
 # and no parent was given that time. The rule "both moved" has nothing to tune, but it was preferred after seeing test results; on CIFAR-10-LT
-# a validation part was held out for DeiT-LT alone (one seed, notebook [12](12_two_experts.ipynb)). One teacher and one long-tailed
-# selection, a compact ViT, 24 epochs, and a CNN teacher that is still 14 points ahead (71.6). Whether the first stage keeps its value after 1,200
+# a validation part was held out for DeiT-LT alone (one seed, notebook [12](12_two_experts.ipynb)). One teacher (seed 0) and one long-tailed
+# selection, a compact ViT, 24 epochs, and a CNN teacher that is still 13 points ahead (71.2 ± 0.5). Whether the first stage keeps its value after 1,200
 # epochs is not known.
 #
 # ## Takeaways
