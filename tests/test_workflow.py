@@ -95,15 +95,22 @@ def test_a_run_starts_from_those_of_its_seed_and_length(plan):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "length"), [(",".join(recipes.names()), 1.0), ("digits", 0.1)], ids=["all", "short"]
+    ("wanted", "length", "overrides"),
+    [
+        (",".join(recipes.names()), 1.0, {}),
+        ("digits", 0.1, {}),
+        ("digits_vit_ce", 1.0, {"micro_batch": 16, "evaluate_every": 5}),  # which make no other run
+        ("paper_c10_deit_lt_ti", 1.0, {"micro_batch": None}),
+    ],
+    ids=["all", "short", "remarks", "none"],
 )
-def test_runners_rebuild_the_planned_recipe(plan, wanted, length):
+def test_runners_rebuild_the_planned_recipe(plan, wanted, length, overrides):
     """Every recipe has a runner that takes its parameters and makes the same recipe, hence the same folder, of them."""
     takes = {
         path.stem: tuple(re.findall(r"^(\w+): ", path.read_text(), re.MULTILINE))
         for path in (ROOT / "notebooks" / "full").glob("*.py")
     }
-    for run in plan.plan(wanted, length=length):
+    for run in plan.plan(wanted, length=length, overrides=overrides):
         given = {"overrides": {}} | run.parameters
         assert set(given) <= set(takes[run.runner.stem]), run.name
         assert runs.from_parameters(given, takes[run.runner.stem]) == run.recipe

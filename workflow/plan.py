@@ -58,7 +58,8 @@ class Planned:
         folders = {run.recipe.name: str(run.folder) for run in self.needs}
         start = {what: getattr(self.recipe, what, None) for what in ("init", "teacher")}
         chosen |= {what: folders[name] for what, name in start.items() if name}
-        changed = runs.changes(self.recipe)
+        standard = runs.fields_of(recipes.get(self.recipe.name))  # also in what makes no other run, a micro-batch
+        changed = {k: v for k, v in runs.fields_of(self.recipe).items() if standard[k] != v}
         return chosen | ({"overrides": json.dumps(changed)} if changed else {})
 
 
