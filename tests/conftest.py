@@ -19,11 +19,6 @@ TESTS = Path(__file__).resolve().parent
 TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def pytest_collection_modifyitems(items):
-    """Tests that start processes come first: the longest of them, last, would leave the other workers idle."""
-    items.sort(key=lambda item: item.path.stem not in ("test_workflow", "test_devices"))
-
-
 @pytest.fixture
 def rng() -> torch.Generator:
     """A generator that starts at 0 in every test."""
